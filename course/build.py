@@ -1,0 +1,174 @@
+"""Build the site: `build_site` runs Jupyter Book on `book/` and skips what did not change.
+
+Jupyter Book does the work; this module adds a stamp (nothing changed: nothing to do), a progress
+bar over the pages, warnings as errors, and a report of where to look when a build fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from course.site.execution import execution_key, hash_files
+
+# Everything a page is made of. `exercises` are offered for download, `rnn2gpt` and `autograder`
+# are run by pages and described in the reference.
+INPUTS = (
+    "_config.yml",
+    "book/**/*",
+    "course/build.py",
+    "course/site/*.py",
+    "exercises/**/*.ipynb",
+    "rnn2gpt/**/*.py",
+    "autograder/**/*.py",
+)
+TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "math-core", "fonttools")
+PROGRESS = re.compile(r"(reading sources|writing output)\.\.\. \[\s*(\d+)%\] (.+)")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class BuildError(RuntimeError):
+    """The site could not be built; the message holds the warnings and errors."""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did: `seconds` of wall time, `pages` written in all, `skipped` if up to date."""
+
+    path: str
+    pages: int
+    seconds: float
+    skipped: bool
+
+    def to_text(self) -> str:
+        done = "is up to date" if self.skipped else f"built in {self.seconds:.0f} s"
+        return f"Site {done}: {self.pages} pages. Open {self.path}{os.sep}index.html"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def repository_root() -> Path:
+    """The folder that holds `_config.yml`: the checkout that this package was installed from."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "_config.yml").is_file():
+        raise BuildError(f"{root} holds no _config.yml: run this from a checkout of the course")
+    return root
+
+
+def _input_files(root: Path) -> Iterator[Path]:
+    for pattern in INPUTS:
+        for path in root.glob(pattern):
+            parts = path.relative_to(root).parts
+            if path.is_file() and "_build" not in parts and "__pycache__" not in parts:
+                yield path
+
+
+def stamp(root: Path) -> str:
+    """A hash of all that the site under `root` is built from, tool versions included."""
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in TOOLS]
+    return " ".join([hash_files(root, _input_files(root)), execution_key(root), *versions])
+
+
+def build_site(root: Path, *, fresh: bool = False, console: Console | None = None) -> BuildReport:
+    """Build `root/book` into `root/book/_build/html`; with `fresh`, every page is read again.
+
+    Executed pages come from a cache while their code and everything it may use are unchanged, also
+    in a fresh build. Raises BuildError when a page does not execute or on any warning.
+    """
+    started = time.perf_counter()
+    console = console or Console(stderr=True)
+    build = root / "book" / "_build"
+    html, stamp_file = build / "html", build / ".stamp"
+    wanted = stamp(root)
+    current = stamp_file.read_text("utf-8") if stamp_file.is_file() else ""
+    skipped = not fresh and current == wanted and (html / "index.html").is_file()
+    if not skipped:
+        stamp_file.unlink(missing_ok=True)
+        _run_jupyter_book(root, build, fresh=fresh, console=console)
+        stamp_file.write_text(wanted, "utf-8")
+    pages = sum(1 for _ in html.rglob("*.html"))
+    return BuildReport(str(html), pages, round(time.perf_counter() - started, 1), skipped)
+
+
+def _run_jupyter_book(root: Path, build: Path, *, fresh: bool, console: Console) -> None:
+    arguments = ["build", "book", "--path-output", "book", "--config", "_config.yml"]
+    arguments += ["-W", "--keep-going", *(["--all"] if fresh else [])]
+    program = "from jupyter_book.cli.main import main; main(prog_name='jupyter-book')"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    build.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    lines: list[str] = []
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        task = bar.add_task("starting Jupyter Book", total=200)
+        assert process.stdout is not None
+        for line in process.stdout:
+            line = ANSI.sub("", line).rstrip()
+            lines.append(line)
+            if match := PROGRESS.search(line):
+                phase, percent, page = match.groups()
+                offset = 100 if phase.startswith("writing") else 0
+                bar.update(task, description=f"{phase}: {page}", completed=offset + int(percent))
+    log = build / "build.log"
+    log.write_text("\n".join(lines) + "\n", "utf-8")
+    if process.returncode != 0:
+        raise BuildError(f"{_problems(lines)}\nThe whole log is in {log}.")
+
+
+def _problems(lines: list[str]) -> str:
+    """The lines of a failed build that say why: warnings, errors and tracebacks."""
+    keep: list[str] = []
+    trouble = re.compile(r"WARNING|ERROR|CRITICAL|Traceback|Error\b|Exception")
+    for i, line in enumerate(lines):
+        if trouble.search(line):
+            keep += lines[i : i + 12] if "Traceback" in line else [line]
+    return "\n".join(dict.fromkeys(keep)) or "\n".join(lines[-20:])
+
+
+def serve_site(root: Path, *, port: int = 8000, open_browser: bool = False) -> None:
+    """Serve the built site on the loopback address until interrupted; builds nothing."""
+    html = root / "book" / "_build" / "html"
+    if not (html / "index.html").is_file():
+        raise BuildError("The site is not built yet: run `rnn2gpt build` first.")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(html))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise BuildError(f"Port {port} is taken ({error}): try `rnn2gpt serve --port 0`.") from None
+    with server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"Serving {html} at {address} (Ctrl+C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -1,0 +1,79 @@
+"""When a page runs again: when its code, the model package or the data it may read changed.
+
+jupyter-cache compares code alone, and Sphinx reads a page again only when its source changed. So
+every page gets a cache folder of its own, named by a key over all that its code can import or
+read, and Sphinx is told to read again the pages that were read under another key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+INPUTS = {
+    "rnn2gpt": ("*.py",),
+    "book": ("figures.py", "_static/course.mplstyle", "_data/*"),
+    ".": ("data-requirements.txt", "constraints.txt"),
+}
+
+
+def hash_files(root: Path, paths: Iterable[Path]) -> str:
+    """One hash over the names and contents of `paths`, in a stable order."""
+    digest = hashlib.sha256()
+    for path in sorted(set(paths)):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def execution_key(root: Path) -> str:
+    """The key under which executed pages are stored: a hash of everything page code may use."""
+    files = (
+        path
+        for folder, patterns in INPUTS.items()
+        for pattern in patterns
+        for path in (
+            (root / folder).rglob(pattern) if folder == "rnn2gpt" else (root / folder).glob(pattern)
+        )
+        if path.is_file()
+    )
+    return hash_files(root, files)[:16]
+
+
+def _set_key(app: Sphinx) -> None:
+    app.env.execution_key = execution_key(Path(app.srcdir).parent)  # type: ignore[attr-defined]
+
+
+def _outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    read_with: dict[str, str] = getattr(env, "execution_keys", {})
+    return [doc for doc, key in read_with.items() if key != env.execution_key]  # type: ignore[attr-defined]
+
+
+def _choose_cache(app: Sphinx, docname: str, source: list[str]) -> None:
+    if "{code-cell}" not in source[0]:
+        return
+    env = app.env
+    key: str = env.execution_key  # type: ignore[attr-defined]
+    folder = Path(app.outdir).parent / ".jupyter_cache" / key / docname.replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    env.mystnb_config = env.mystnb_config.copy(execution_cache_path=str(folder))  # type: ignore[attr-defined]
+    if not hasattr(env, "execution_keys"):
+        env.execution_keys = {}  # type: ignore[attr-defined]
+    env.execution_keys[docname] = key
+
+
+def _purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    getattr(env, "execution_keys", {}).pop(docname, None)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", _set_key)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("source-read", _choose_cache)
+    app.connect("env-purge-doc", _purge)
