@@ -1,0 +1,1 @@
+"""The half of the check engine that decides: handles, declarations, expectations, verdicts."""

@@ -1,0 +1,1 @@
+"""Cases that only the grader runs. No student is ever given this package."""
