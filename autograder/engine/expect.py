@@ -41,8 +41,8 @@ class expect:
 
     def close_to(self, right: Any, rtol: float | None = None, atol: float | None = None) -> None:
         """Equal up to rounding, in structure, shape and every number."""
-        actual, actual_spec = tree_flatten(self.value)
-        wanted, wanted_spec = tree_flatten(right)
+        actual, _ = tree_flatten(self.value)
+        wanted, _ = tree_flatten(right)
         if len(wanted) == 1 and len(actual) == 1:
             _close(self.value, right, self.name, rtol, atol)
             return

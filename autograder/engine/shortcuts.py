@@ -25,7 +25,7 @@ def shortcuts_in(source: str, forbidden: Iterable[str]) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
-            found.update(a.value for a in node.args if isinstance(a, ast.Constant))
+            found.update(str(a.value) for a in node.args if isinstance(a, ast.Constant))
     return tuple(sorted(found & names))
 
 
