@@ -363,7 +363,7 @@ def setup(app: Sphinx) -> None:
     app.add_node(question_text, html=(opens('<div class="question-text">'), closes("</div>")))
     app.add_node(choice, html=(_visit_choice, closes("</div>")))
     app.add_node(choice_text, html=(_visit_choice_text, closes("</span></label>")))
-    app.add_node(explanation, html=(_visit_explanation, closes("</div></details></div>")))
+    app.add_node(explanation, html=(_visit_explanation, closes("</div></details>")))
     app.connect("env-purge-doc", _purge)
     app.connect("html-page-context", _add_scripts)
     app.connect("build-finished", _copy_files)
