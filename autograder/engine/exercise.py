@@ -179,6 +179,7 @@ class Assignment:
     notebook: str  # self_attention
     page: str  # 05_self_attention
     sections: dict[str, str]  # anchors on the page that messages point at, and their headings
+    minutes: int = 60  # what the notebook takes a student, by its author's estimate
     modules: tuple[str, ...] = ()  # of rnn2gpt, what a submission may import while it is graded
     exercises: list[Exercise] = field(default_factory=list)
 

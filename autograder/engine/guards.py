@@ -16,6 +16,11 @@ from autograder.engine.exercise import Exercise, Rng
 from autograder.engine.expect import fail, same
 from autograder.engine.handle import Handle, StudentError
 
+GRADIENT_TITLE = "gradients reach the inputs"
+MUTATION_TITLE = "inputs are left as they were"
+DTYPE_TITLE = "float32 in, float32 out; float64 in, float64 out"
+DEVICE_TITLE = "works on any device"
+
 DETACHED = "No gradient flows from the result back to the inputs: something detaches it."
 MUTATES = (
     "The call changed a tensor that was passed in. Work on a copy, or avoid in-place operations."
@@ -72,7 +77,7 @@ def _floating(value: Any) -> list[torch.Tensor]:
 
 
 def _guard_gradient(exercise: Exercise, inputs: Inputs, subject: Callable[..., Handle]) -> None:
-    @exercise.case("gradients reach the inputs", guard=True)
+    @exercise.case(GRADIENT_TITLE, guard=True)
     def _(student: Handle, rng: Rng) -> None:
         function = subject(student, rng, torch.float64)
         args = inputs(rng, torch.float64)
@@ -97,7 +102,7 @@ def _cotangent(leaf: Any, rng: Rng) -> Any:
 
 
 def _guard_mutation(exercise: Exercise, inputs: Inputs, subject: Callable[..., Handle]) -> None:
-    @exercise.case("inputs are left as they were", guard=True)
+    @exercise.case(MUTATION_TITLE, guard=True)
     def _(student: Handle, rng: Rng) -> None:
         function = subject(student, rng, torch.float64)
         args = inputs(rng, torch.float64)
@@ -106,7 +111,7 @@ def _guard_mutation(exercise: Exercise, inputs: Inputs, subject: Callable[..., H
 
 
 def _guard_dtype(exercise: Exercise, inputs: Inputs, subject: Callable[..., Handle]) -> None:
-    @exercise.case("float32 in, float32 out; float64 in, float64 out", guard=True)
+    @exercise.case(DTYPE_TITLE, guard=True)
     def _(student: Handle, rng: Rng) -> None:
         for kind in (torch.float32, torch.float64):
             value = subject(student, rng, kind)(*inputs(rng, kind))
@@ -115,7 +120,7 @@ def _guard_dtype(exercise: Exercise, inputs: Inputs, subject: Callable[..., Hand
 
 
 def _guard_device(exercise: Exercise, inputs: Inputs, build: tuple[Any, ...] | None) -> None:
-    @exercise.case("works on any device", guard=True)
+    @exercise.case(DEVICE_TITLE, guard=True)
     def _(student: Handle, rng: Rng) -> None:
         reason = student.on_fake_device(*inputs(rng, torch.float32), build=build)
         if reason is not None:
