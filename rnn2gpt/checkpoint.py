@@ -1,0 +1,185 @@
+"""A trained model on disk: weights as safetensors, everything else as JSON, never pickle.
+
+A model's folder holds `model.safetensors` and `config.json` (which model, its sizes, its
+vocabulary, what made it and how good it is). `MODELS` is the one list of models that the commands
+know; a new architecture is one entry in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rnn2gpt import __version__
+from rnn2gpt.data import CharTokenizer
+from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
+from rnn2gpt.ngram import KneserNey, KneserNeyConfig
+from rnn2gpt.rnn import CharRNN, CharRNNConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A kind of network that the training loop can train.
+
+    `learning_rate` is the peak rate that did best on the course's text. `recurrent` says whether
+    `model(ids, state)` carries a state from one block to the next; without it the loop calls
+    `model(ids)` and takes the first of what it returns.
+    """
+
+    config: type
+    build: Callable[[Any], nn.Module]
+    learning_rate: float
+    recurrent: bool
+
+    def run(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits (B, T, V) and the state to carry on with."""
+        return model(ids, state) if self.recurrent else (model(ids)[0], None)
+
+
+MODELS: dict[str, Architecture] = {
+    "rnn": Architecture(
+        config=CharRNNConfig,
+        build=lambda config: CharRNN(config.vocab_size, config.d_model),
+        learning_rate=3e-3,
+        recurrent=True,
+    ),
+    "lstm": Architecture(
+        config=CharLSTMConfig,
+        build=lambda config: CharLSTM(
+            config.vocab_size, config.d_model, config.n_layers, config.dropout
+        ),
+        learning_rate=3e-3,
+        recurrent=True,
+    ),
+}
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be read or written. The message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_model` read: the model (in eval mode, on the CPU), its characters, the JSON."""
+
+    model: Any
+    tokenizer: CharTokenizer
+    info: dict[str, Any]
+
+
+def save_model(
+    folder: Path,
+    name: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    tokenizer: CharTokenizer,
+    dtype: torch.dtype | None = None,
+    **facts: Any,
+) -> None:
+    """Write a model folder: `facts` go into `config.json` beside the model's name and sizes.
+
+    `dtype` stores floating-point weights in another precision (float16 halves the file).
+    """
+    info = {"model": name, "config": asdict(config), "vocabulary": tokenizer.characters}
+    info |= {"rnn2gpt": __version__, **facts}
+    stored = {
+        key: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
+        .detach()
+        .cpu()
+        .contiguous()
+        for key, tensor in tensors.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored, folder / "model.safetensors")
+    write_json(folder / "config.json", info)
+
+
+def load_model(folder: str | Path) -> Checkpoint:
+    """Read a model folder, or a training run's folder: then its best model, else its last.
+
+    Raises `CheckpointError` when there is none or it cannot be read.
+    """
+    folder = find_model(Path(folder))
+    info = read_json(folder / "config.json")
+    tensors = read_tensors(folder / "model.safetensors")
+    try:
+        tokenizer = CharTokenizer(info["vocabulary"])
+        if info["model"] == "ngram":
+            return Checkpoint(
+                KneserNey.from_state_dict(KneserNeyConfig(**info["config"]), tensors),
+                tokenizer,
+                info,
+            )
+        architecture = MODELS[info["model"]]
+        model = architecture.build(architecture.config(**info["config"]))
+        model.load_state_dict(
+            {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} does not hold a model that this version can build "
+            f"({type(error).__name__}: {error}). Was it written by another version?"
+        ) from error
+    return Checkpoint(model.eval(), tokenizer, info)
+
+
+def find_model(folder: Path) -> Path:
+    """The folder with the weights: itself, or its `best`, or its `last`."""
+    for candidate in (folder, folder / "best", folder / "last"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{folder} holds no model: no config.json there, nor in its best/ or last/. "
+        f"Train one with `rnn2gpt train --model lstm --out {folder}`."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint, or a `CheckpointError` that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}.") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented JSON that a person can read."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors from a safetensors file, or a `CheckpointError` that names the file."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Cannot read {path}: {error}. If the file is cut short, use an older checkpoint."
+        ) from error
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Write a new version of a folder beside it, then put it in its place.
+
+    A crash leaves either the old version or the new one, never half of each.
+    """
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
