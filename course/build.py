@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -95,13 +96,15 @@ def build_site(root: Path, *, fresh: bool = False, console: Console | None = Non
     console = console or Console(stderr=True)
     build = root / "book" / "_build"
     html, stamp_file = build / "html", build / ".stamp"
-    wanted = stamp(root)
-    current = stamp_file.read_text("utf-8") if stamp_file.is_file() else ""
-    skipped = not fresh and current == wanted and (html / "index.html").is_file()
-    if not skipped:
-        stamp_file.unlink(missing_ok=True)
-        _run_jupyter_book(root, build, fresh=fresh, console=console)
-        stamp_file.write_text(wanted, "utf-8")
+    build.mkdir(parents=True, exist_ok=True)
+    with FileLock(build / ".lock"):  # two builds in one folder would mix their pages
+        wanted = stamp(root)
+        current = stamp_file.read_text("utf-8") if stamp_file.is_file() else ""
+        skipped = not fresh and current == wanted and (html / "index.html").is_file()
+        if not skipped:
+            stamp_file.unlink(missing_ok=True)
+            _run_jupyter_book(root, build, fresh=fresh, console=console)
+            stamp_file.write_text(wanted, "utf-8")
     pages = sum(1 for _ in html.rglob("*.html"))
     return BuildReport(str(html), pages, round(time.perf_counter() - started, 1), skipped)
 
@@ -115,7 +118,6 @@ def _run_jupyter_book(root: Path, build: Path, *, fresh: bool, console: Console)
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
-    build.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     lines: list[str] = []
     with (

@@ -30,7 +30,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,12 @@ def notebook_facts(path: Path) -> dict[str, Any]:
         for cell in notebook.cells
         if cell.metadata.get("nbgrader", {}).get("grade")
     ]
-    heading = re.search(r"^# (.+)$", notebook.cells[0].source, re.M) if notebook.cells else None
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^# (.+)$", prose, re.M)
     points = sum(cell.get("points", 0) for cell in graded)
     return {
         "title": heading.group(1) if heading else path.stem.replace("_", " ").capitalize(),
-        "minutes": notebook.metadata.get("minutes"),
+        "minutes": notebook.metadata.get("rnn2gpt", {}).get("minutes"),
         "points": int(points) if points == int(points) else points,
         "parts": len(graded),
     }
@@ -267,7 +267,7 @@ class Explorer(SphinxDirective):
 
 
 class KillTable(SphinxDirective):
-    """Rows: {chapter, object, kind: "wrong" | "right", answer, accepted, by_its_own_message}."""
+    """The rows that `rnn2gpt kill-table` stores, see `course.kill_table.Row`."""
 
     def run(self) -> list[nodes.Node]:
         path = Path(self.env.srcdir) / "_data" / "kill_table.json"
@@ -278,35 +278,54 @@ class KillTable(SphinxDirective):
         return [_raw(kill_table_html(rows))]
 
 
+ACCEPTED = ("solution", "right answer")
+
+
 def kill_table_html(rows: list[dict[str, Any]]) -> str:
-    """The kill table as HTML: one summary line, then one folded table for each chapter."""
-    if not rows:
-        return "<p>The table is empty.</p>"
-    columns = list(rows[0])
-    chapters = Counter(str(row.get("chapter", "")) for row in rows)
-    parts = [f"<p>{len(rows)} answers in {len(chapters)} chapters.</p>"]
-    for chapter in chapters:
-        members = [row for row in rows if str(row.get("chapter", "")) == chapter]
-        shown = [column for column in columns if column != "chapter"]
-        head = "".join(
-            f'<th scope="col">{escape(c.replace("_", " ").capitalize())}</th>' for c in shown
-        )
-        body = "".join(
-            "<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in shown) + "</tr>"
-            for row in members
-        )
-        parts.append(
-            f"<details open><summary>{escape(chapter)}: {len(members)} answers</summary>"
-            f'<div class="table-scroll"><table class="table"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div></details>"
-        )
+    """The kill table as HTML: a summary, then one folded table for each graded object."""
+    right = [row for row in rows if row["kind"] in ACCEPTED]
+    wrong = [row for row in rows if row["kind"] not in ACCEPTED]
+    parts = [
+        f"<p>{_share(right)} right answers get full marks. {_share(wrong)} wrong answers are "
+        "refused, each by the message written for it.</p>"
+    ]
+    for chapter in dict.fromkeys(row["chapter"] for row in rows):
+        parts.append(f'<p class="kill-chapter">{escape(chapter.replace("_", " "))}</p>')
+        mine = [row for row in rows if row["chapter"] == chapter]
+        for exercise in dict.fromkeys(row["exercise"] for row in mine):
+            parts.append(_kill_exercise(exercise, [r for r in mine if r["exercise"] == exercise]))
     return "".join(parts)
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else escape(str(value))
+def _share(rows: list[dict[str, Any]]) -> str:
+    return f"{sum(row['ok'] for row in rows)} of {len(rows)}"
+
+
+def _kill_exercise(exercise: str, rows: list[dict[str, Any]]) -> str:
+    body = "".join(
+        f'<tr class="{"ok" if row["ok"] else "bad"}"><td>{escape(row["kind"])}</td>'
+        f"<td><code>{escape(row['answer'])}</code></td>"
+        f"<td>{row['points']:g} of {row['max_points']:g}</td>"
+        f"<td>{_message(row)}</td></tr>"
+        for row in rows
+    )
+    heads = "".join(f'<th scope="col">{h}</th>' for h in ("Kind", "Answer", "Points", "Verdict"))
+    return (
+        f'<details class="kill-table"><summary><code>{escape(exercise)}</code>: '
+        f"{_share(rows)} as they should be</summary>"
+        f'<div class="table-scroll"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _message(row: dict[str, Any]) -> str:
+    if row["ok"]:
+        return _code(row["got"])
+    return f"{_code(row['got'])} <strong>Expected:</strong> {_code(row['expected'])}"
+
+
+def _code(message: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(message))
 
 
 # -------------------------------------------------------------------------------------- plumbing

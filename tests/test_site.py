@@ -1,0 +1,672 @@
+"""The site: self-contained, light, readable with mouse, keyboard, phone and in the dark."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import json
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from click.testing import CliRunner
+from fontTools.ttLib import TTFont
+from math_core import LatexError
+
+from course.build import BuildError, build_site, stamp
+from course.site.assets import icon_codepoints, icon_names, math_codepoints
+from course.site.elements import colab_url, kill_table_html, notebook_facts
+from course.site.execution import execution_key
+from course.site.mathml import to_mathml
+from course.site.reference import to_rst
+
+PAGE_BUDGET = 350 * 1024  # bytes, gzipped, with everything the page loads
+HEADER = """---
+jupytext:
+  text_representation: {extension: .md, format_name: myst}
+kernelspec: {name: python3, display_name: Python 3}
+---
+"""
+
+
+# ------------------------------------------------------------------------------ without a build
+
+
+@pytest.mark.parametrize(
+    ("latex", "expected"),
+    [
+        (r"\operatorname{softmax}(h_t)", "<mi>softmax</mi>"),
+        (r"\text{bits per character}", "<mtext>bits\xa0per\xa0character</mtext>"),
+        (r"\mathbb{R}^{H \times D}", "ℝ"),
+        (r"f \odot c_{t-1}", "⊙"),
+        (r"\sum_{i=1}^{N} x_i", "<munderover>"),
+        (r"h'_t", "′"),
+        (r"\begin{cases} 1 & x > 0 \\ 0 & \text{else} \end{cases}", "<mtable"),
+        (r"\begin{pmatrix} a & b \\ c & d \end{pmatrix}", "<mtable"),
+        (r"\begin{aligned} a &= b \\ &= c \end{aligned}", "<mtable"),
+        (r"a &= b \\ &= c", "<mtable"),
+        (r"\underbrace{a + b}_{n}", "<munder"),
+        (r"\lVert g \rVert_2 \le \sqrt{d_k}", "<msqrt>"),
+        (r"\frac{\partial L}{\partial h_t}", "<mfrac>"),
+        (r"\mathbf{W}\,\hat{y}\,\bar{x}\,\tilde{c}", "<mover"),
+    ],
+)
+def test_math_that_the_book_uses_is_converted(latex: str, expected: str) -> None:
+    math = to_mathml(latex, display=True)
+    assert expected in math
+    assert 'display="block"' in math
+    assert len(BeautifulSoup(math, "html.parser").find_all("math")) == 1
+
+
+def test_math_leaves_numbers_to_sphinx_and_refuses_what_it_does_not_know() -> None:
+    numbered = to_mathml(r"\begin{align} a &= b \\ c &= d \end{align}", display=True)
+    assert "(1)" not in BeautifulSoup(numbered, "html.parser").get_text()
+    with pytest.raises(LatexError):
+        to_mathml(r"\nosuchcommand{x}", display=False)
+
+
+def test_math_characters_include_the_italics_that_a_browser_draws() -> None:
+    found = {chr(c) for c in math_codepoints("x <math><mi>h</mi><mi>W</mi><mo>⊙</mo></math> y")}
+    assert found == {"h", "ℎ", "W", "𝑊", "⊙"}
+
+
+def test_icons_in_use_are_found_by_name_and_by_the_style_sheets_own_use() -> None:
+    css = (
+        '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}.fa-ghost:before{content:"\\f6e2"}'
+        ':root{--icon:"\uf058"}.arrow:after{content:"\\f107"}'
+    )
+    names = icon_names(['<i class="fa-solid fa-bars"></i>'])
+    assert icon_codepoints(css, names) == {0xF0C9, 0xF058, 0xF107}
+
+
+@pytest.mark.parametrize("url", ["https://github.com/a/b", "https://github.com/a/b.git"])
+def test_colab_link_follows_the_repository(url: str) -> None:
+    link = colab_url(url, "main", "exercises/02-rnn/rnn.ipynb")
+    assert link == (
+        "https://colab.research.google.com/github/a/b/blob/main/exercises/02-rnn/rnn.ipynb"
+    )
+
+
+@pytest.mark.parametrize("url", ["", "https://gitlab.com/a/b", "https://github.com/a"])
+def test_no_colab_link_without_a_github_repository(url: str) -> None:
+    assert colab_url(url, "main", "x.ipynb") is None
+
+
+def test_docstrings_become_clean_restructuredtext() -> None:
+    doc = ["Scales `g` in place: see clip_grad_norm_ and *args.", "", "    g *= 2", "", "After."]
+    assert to_rst(doc) == [
+        r"Scales ``g`` in place: see clip_grad_norm\_ and \*args.",
+        "",
+        ".. code-block:: python",
+        "",
+        "    g *= 2",
+        "",
+        "After.",
+        "",
+    ]
+
+
+def test_kill_table_shows_failures_and_escapes_messages() -> None:
+    row = {"chapter": "01_a", "exercise": "f", "kind": "misconception", "answer": "g"}
+    row |= {"expected": "Use `x`.", "got": "<b>", "points": 0.0, "max_points": 2.0}
+    html = kill_table_html([row | {"ok": True}, row | {"ok": False}])
+    assert "1 of 2 wrong answers" in html
+    assert "&lt;b&gt;" in html and "<b>" not in html
+    assert html.count("Expected:") == 1 and "<code>x</code>" in html
+
+
+# --------------------------------------------------------------------- a small book of our making
+
+
+@pytest.fixture()
+def tiny(tmp_path: Path, root: Path) -> Path:
+    """A book of two pages with the real configuration, beside a package that pages import."""
+    book = tmp_path / "book"
+    book.mkdir()
+    shutil.copy(root / "_config.yml", tmp_path)
+    for name in ("_static", "_templates"):
+        shutil.copytree(root / "book" / name, book / name)
+    shutil.copy(root / "book" / "figures.py", book)
+    (book / "references.bib").write_text("", "utf-8")
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nchapters:\n  - file: second\n", "utf-8"
+    )
+    package = tmp_path / "rnn2gpt"
+    package.mkdir()
+    (package / "__init__.py").write_text("VALUE = 'written first'\n", "utf-8")
+    return tmp_path
+
+
+def write(root: Path, name: str, text: str) -> None:
+    (root / "book" / f"{name}.md").write_text(HEADER + text, "utf-8")
+
+
+def page(root: Path, name: str = "index") -> BeautifulSoup:
+    text = (root / "book" / "_build" / "html" / f"{name}.html").read_text("utf-8")
+    return BeautifulSoup(text, "html.parser")
+
+
+def article(root: Path, name: str = "index") -> str:
+    found = page(root, name).find("article")
+    assert found is not None
+    return found.get_text()
+
+
+SAME_CODE = """
+```{code-cell} python
+import rnn2gpt
+print("the package says", rnn2gpt.VALUE, __import__("os").urandom(8).hex())
+```
+"""
+
+
+@pytest.mark.slow
+def test_pages_run_again_when_the_package_changes_and_only_then(tiny: Path) -> None:
+    write(tiny, "index", "# One\n" + SAME_CODE)
+    write(tiny, "second", "# Two\n" + SAME_CODE)
+    assert not build_site(tiny).skipped
+    first, second = article(tiny), article(tiny, "second")
+    assert "written first" in first and "written first" in second
+    # Equal code on two pages is two runs: the random number printed differs.
+    assert first.split()[-1] != second.split()[-1]
+
+    again = build_site(tiny)
+    assert again.skipped and again.seconds < 5
+
+    # Prose alone changed: the page is read again, its code is not run again.
+    write(tiny, "index", "# One\n\nA new sentence.\n" + SAME_CODE)
+    assert not build_site(tiny).skipped
+    assert "A new sentence." in article(tiny)
+    assert article(tiny).split()[-1] == first.split()[-1]
+
+    # The package changed: both pages run again although neither source did.
+    key = execution_key(tiny)
+    (tiny / "rnn2gpt" / "__init__.py").write_text("VALUE = 'written later'\n", "utf-8")
+    assert execution_key(tiny) != key
+    assert not build_site(tiny).skipped
+    assert "written later" in article(tiny) and "written later" in article(tiny, "second")
+
+
+@pytest.mark.slow
+def test_page_elements(tiny: Path) -> None:
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"rnn2gpt": {"minutes": 45}},
+        "cells": [
+            {"id": "a", "cell_type": "markdown", "metadata": {}, "source": "# Tiny exercise"},
+            {
+                "id": "b",
+                "cell_type": "code",
+                "metadata": {"nbgrader": {"grade": True, "points": 3}},
+                "source": "",
+                "outputs": [],
+                "execution_count": None,
+            },
+        ],
+    }
+    exercise = tiny / "exercises" / "01-tiny" / "tiny.ipynb"
+    exercise.parent.mkdir(parents=True)
+    exercise.write_text(json.dumps(notebook), "utf-8")
+    assert notebook_facts(exercise)["points"] == 3
+    (tiny / "book" / "explorers").mkdir()
+    (tiny / "book" / "explorers" / "dial.js").write_text(
+        'explorer("dial", (root, data) => { root.textContent = "dial " + data.n; });', "utf-8"
+    )
+    write(
+        tiny,
+        "index",
+        """# Elements
+
+:::{exercise-notebook} 01-tiny/tiny
+:::
+
+$$
+h_t = \\tanh(x_t W) \\\\
+y_t = h_t
+$$ (eq-cell)
+
+By {eq}`eq-cell`, inline $x_{<t}$.
+
+:::{question} Is $1 < 2$?
+- [ ] No.
+  Then two would not follow one.
+- [x] Yes.
+
+  Count, `1`, then `2`.
+:::
+
+```{code-cell} python
+from figures import figure, publish, say, show
+fig, ax = figure()
+ax.plot([1, 2, 4], label="line")
+show(fig, title="It <rises>", alt="It doubles.", table={"n": [1, 2], "x": [0.123456, 2.0]})
+publish("dial", {"n": 7})
+say("n", 42)
+```
+
+The answer is {glue:text}`n`.
+
+:::{explorer} dial
+:label: A dial
+Seven, at rest.
+:::
+""",
+    )
+    write(tiny, "second", "# Two\n\nNothing here.\n")
+    build_site(tiny)
+    soup = page(tiny)
+
+    box = soup.select_one(".exercise-notebook")
+    assert box is not None
+    assert "Tiny exercise" in box.get_text() and "about 45 minutes" in box.get_text()
+    assert "3 points" in box.get_text()
+    assert [a["href"] for a in box.select("a")] == ["exercises/01-tiny/tiny.ipynb"]  # no Colab
+    html = tiny / "book" / "_build" / "html"
+    assert (html / "exercises/01-tiny/tiny.ipynb").read_bytes() == exercise.read_bytes()
+
+    equation = soup.select_one("#equation-eq-cell")
+    assert equation is not None and equation.find("mtable") and "(1)" in equation.get_text()
+    assert soup.select('a[href="#equation-eq-cell"]')
+    assert not soup.select(".math.notranslate")
+
+    choices = soup.select(".question .choice")
+    assert [c["data-right"] for c in choices] == ["false", "true"]
+    assert all(c.select_one("input[type=radio]") and c.select_one("details") for c in choices)
+    assert len({c.input["name"] for c in choices if c.input}) == 1
+    assert "Then two would not follow one." in choices[0].details.get_text()  # type: ignore[union-attr]
+    assert choices[1].details.find("code")  # type: ignore[union-attr]
+    assert "[x]" not in soup.select_one(".question").get_text()  # type: ignore[union-attr]
+
+    svg = soup.select_one("figure.course-figure svg")
+    assert svg is not None and svg["role"] == "img" and svg["aria-label"] == "It doubles."
+    assert "currentcolor" in str(svg).lower() and "var(--figure-blue" in str(svg)
+    assert "#101010" not in str(svg)
+    assert "It <rises>" in soup.select_one(".figure-title").get_text()  # type: ignore[union-attr]
+    cells = [td.get_text() for td in soup.select("details.figure-data td")]
+    assert cells == ["1", "0.1235", "2", "2"]
+    assert "The answer is 42." in soup.get_text()
+
+    assert soup.select_one('[data-explorer="dial"]') is not None
+    assert soup.select('script[src*="explorers/dial.js"]')
+    assert not page(tiny, "second").select('script[src*="explorers/"]')
+    assert (html / "_static" / "explorers" / "dial.js").is_file()
+
+
+@pytest.mark.slow
+def test_a_build_names_every_problem(tiny: Path) -> None:
+    write(
+        tiny,
+        "index",
+        """# Wrong
+
+$\\nosuchcommand$
+
+:::{question} Why?
+- [ ] Because.
+- [x] For a reason.
+  A good one.
+:::
+
+:::{exercise-notebook} 99-none/none
+:::
+
+:::{explorer} nowhere
+:::
+""",
+    )
+    write(tiny, "second", "# Two\n\n{doc}`missing`\n")
+    with pytest.raises(BuildError) as error:
+        build_site(tiny)
+    for problem in (
+        r"\nosuchcommand",
+        "explain this choice too",
+        "no such notebook: exercises/99-none/none.ipynb",
+        "no such explorer: book/explorers/nowhere.js",
+        "missing",
+    ):
+        assert problem in str(error.value)
+    assert not (tiny / "book" / "_build" / ".stamp").exists()
+
+    write(tiny, "index", "# Code\n\n```{code-cell} python\nraise ValueError('on this page')\n```\n")
+    write(tiny, "second", "# Two\n")
+    with pytest.raises(BuildError, match="on this page"):
+        build_site(tiny)
+
+
+# ----------------------------------------------------------------------------------- the real site
+
+
+class Site:
+    """The built book behind a server on the loopback address."""
+
+    def __init__(self, html: Path, address: str) -> None:
+        self.html, self.address = html, address
+        self.pages = sorted(path.relative_to(html).as_posix() for path in html.rglob("*.html"))
+
+
+@pytest.fixture(scope="session")
+def site(root: Path) -> Iterator[Site]:
+    html = Path(build_site(root).path)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    handler = functools.partial(Quiet, directory=str(html))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Site(html, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+LOADS = {  # what a browser fetches without being asked; links to click are none of these
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "iframe": "src",
+    "embed": "src",
+    "video": "src",
+    "audio": "src",
+    "track": "src",
+    "input": "src",
+    "object": "data",
+    "image": "href",
+    "use": "href",
+    "link": "href",
+}
+NOT_LOADED = {"index", "search", "next", "prev", "canonical", "author", "license"}
+
+
+def loads_of_page(soup: BeautifulSoup) -> list[str]:
+    found: list[str] = []
+    for tag, attribute in LOADS.items():
+        for element in soup.find_all(tag):
+            if tag == "link" and set(element.get("rel", [])) <= NOT_LOADED:
+                continue
+            found += [str(element[a]) for a in (attribute, f"xlink:{attribute}") if element.get(a)]
+            found += [part.split()[0] for part in str(element.get("srcset", "")).split(",") if part]
+    for style in soup.find_all("style"):
+        found += loads_of_css(style.get_text())
+    for element in soup.find_all(style=True):
+        found += loads_of_css(str(element["style"]))
+    return found
+
+
+def loads_of_css(css: str) -> list[str]:
+    css = re.sub(r"/\*.*?\*/", "", css, flags=re.S)
+    urls = re.findall(r"""url\(\s*["']?([^"')]+)""", css)
+    return urls + re.findall(r"""@import\s+["']([^"']+)""", css)
+
+
+def foreign(urls: list[str]) -> list[str]:
+    return [u for u in urls if urlsplit(u).netloc or urlsplit(u).scheme not in ("", "data")]
+
+
+@pytest.mark.slow
+def test_no_page_or_style_sheet_loads_from_another_host(site: Site) -> None:
+    for name in site.pages:
+        soup = BeautifulSoup((site.html / name).read_text("utf-8"), "html.parser")
+        assert foreign(loads_of_page(soup)) == [], name
+    for sheet in site.html.rglob("*.css"):
+        assert foreign(loads_of_css(sheet.read_text("utf-8"))) == [], sheet.name
+    for script in site.html.rglob("*.js"):
+        if script.name == "searchindex.js":
+            continue
+        # Addresses that scripts name: XML namespaces and one link in a console message.
+        hosts = set(re.findall(r"""["'`](?:https?:)?//([\w.-]+)""", script.read_text("utf-8")))
+        assert hosts <= {"www.w3.org"}, script.name
+
+
+@pytest.mark.slow
+def test_what_the_book_does_without_is_gone(site: Site) -> None:
+    names = [path.name for path in site.html.rglob("*") if path.is_file()]
+    assert not [n for n in names if re.search(r"thebe|fontawesome\.js|MathJax|\.map$|\.ttf$", n)]
+    fonts = [n for n in names if n.endswith((".woff", ".otf", ".eot", ".woff2"))]
+    assert fonts and all(n.endswith(".woff2") for n in fonts)
+    for name in site.pages:
+        text = (site.html / name).read_text("utf-8")
+        assert not re.search(r"thebe|mathjax|cdn\.|unpkg|require\.min", text, re.I), name
+        soup = BeautifulSoup(text, "html.parser")
+        visible = [s for s in soup.select("form.bd-search") if not s.find_parent("dialog")]
+        assert len(visible) <= 1, name
+
+
+@pytest.mark.slow
+def test_every_local_link_leads_somewhere(site: Site) -> None:
+    ids: dict[str, set[str]] = {}
+    soups = {n: BeautifulSoup((site.html / n).read_text("utf-8"), "html.parser") for n in site.pages}
+    for name, soup in soups.items():
+        ids[name] = {str(e["id"]) for e in soup.find_all(id=True)}
+    broken = []
+    for name, soup in soups.items():
+        for link in [str(a["href"]) for a in soup.find_all("a", href=True)] + loads_of_page(soup):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link in ("#", ""):
+                continue
+            target = site.html / name
+            if parts.path:
+                target = (site.html / name).parent / unquote(parts.path)
+            inside = target.resolve().relative_to(site.html.resolve()).as_posix()
+            if not target.is_file() or (
+                parts.fragment and inside in ids and unquote(parts.fragment) not in ids[inside]
+            ):
+                broken.append((name, link))
+    assert broken == []
+
+
+@pytest.mark.slow
+def test_every_page_weighs_little(site: Site) -> None:
+    @functools.cache
+    def weight(path: Path) -> int:
+        data = path.read_bytes()
+        packed = path.suffix in {".woff2", ".png", ".jpg", ".webp"}
+        return len(data) if packed else len(gzip.compress(data))
+
+    heavy = {}
+    for name in site.pages:
+        loaded = {site.html / name}
+        soup = BeautifulSoup((site.html / name).read_text("utf-8"), "html.parser")
+        waiting = [(site.html / name, url) for url in loads_of_page(soup)]
+        while waiting:  # style sheets load fonts, images and other style sheets
+            origin, url = waiting.pop()
+            if url.startswith(("data:", "#")):
+                continue
+            path = (origin.parent / unquote(urlsplit(url).path)).resolve()
+            if path not in loaded and path.is_file():
+                loaded.add(path)
+                if path.suffix == ".css":
+                    waiting += [(path, u) for u in loads_of_css(path.read_text("utf-8"))]
+        total = sum(map(weight, loaded))
+        if total > PAGE_BUDGET:
+            heavy[name] = {p.name: weight(p) for p in sorted(loaded, key=weight)[-5:]}
+    assert heavy == {}
+
+
+@pytest.mark.slow
+def test_fonts_draw_what_pages_show(site: Site) -> None:
+    fonts = site.html / "_static" / "fonts"
+    math = TTFont(fonts / "math.woff2")
+    assert "MATH" in math  # without it, radicals, fences and scripts are not laid out
+    shown = set().union(*(math_codepoints((site.html / n).read_text("utf-8")) for n in site.pages))
+    # Variation selectors and invisible operators have no glyph to draw.
+    unseen = {*range(0xFE00, 0xFE10), *range(0x2061, 0x2065), ord("&"), ord(";")}
+    missing = shown - set(math.getBestCmap()) - unseen
+    assert {chr(c) for c in missing} <= set("⁠​"), [hex(c) for c in missing]
+    assert all(len(p.read_bytes()) < 60_000 for p in fonts.glob("*.woff2"))
+    for name in ("serif-regular", "serif-italic", "serif-semibold"):
+        assert set(map(ord, "Azé–“”→−")) <= set(TTFont(fonts / f"{name}.woff2").getBestCmap())
+
+
+@pytest.mark.slow
+def test_reference_covers_the_packages(site: Site, root: Path) -> None:
+    shown = "".join((site.html / n).read_text("utf-8") for n in site.pages if n.startswith("api_"))
+    for path in sorted((root / "rnn2gpt").glob("*.py")):
+        if path.stem != "__init__":
+            assert f'id="module-rnn2gpt.{path.stem}"' in shown, path.stem
+    for name in ("exercise", "expect", "handle"):
+        assert f'id="module-autograder.engine.{name}"' in shown
+
+
+@pytest.mark.slow
+def test_a_second_build_does_nothing(site: Site, root: Path) -> None:
+    from course.cli import main
+
+    result = CliRunner().invoke(main, ["build", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["skipped"] and report["seconds"] < 5
+    assert report["pages"] == len(site.pages)
+    assert (root / "book" / "_build" / ".stamp").read_text("utf-8") == stamp(root)
+
+
+# ------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    chromedriver = shutil.which("chromedriver")
+    if not (binary and chromedriver):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but our server
+            f"--user-data-dir={profile}",
+        ):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        service = selenium.chrome.service.Service(chromedriver)
+        driver = selenium.Chrome(options=options, service=service)
+        yield driver
+        driver.quit()
+
+
+def view(browser: Any, width: int, scheme: str = "light") -> None:
+    """Set the screen: `width` pixels wide, in light or dark mode."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def wait(browser: Any, script: str, seconds: float = 10.0) -> Any:
+    """The first true value of `script`, asked for again until the time is up."""
+    end = time.monotonic() + seconds
+    while not (value := browser.execute_script(f"return {script}")):
+        assert time.monotonic() < end, f"waited in vain for {script}"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.mark.slow
+def test_pages_load_alone_without_errors_and_fit_a_phone(site: Site, browser: Any) -> None:
+    browser.get_log("browser")
+    browser.get_log("performance")
+    for name in site.pages:
+        for width, scheme in ((360, "dark"), (1280, "light")):
+            view(browser, width, scheme)
+            browser.get(f"{site.address}/{name}")
+            wait(browser, "document.readyState === 'complete'")
+            assert browser.execute_script("return document.documentElement.dataset.theme") == scheme
+            overflow = browser.execute_script(
+                "return document.documentElement.scrollWidth - window.innerWidth"
+            )
+            assert overflow <= 0, f"{name} is {overflow} pixels too wide at {width}"
+            errors = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+            assert errors == [], name
+    sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {
+        event["params"]["request"]["url"]
+        for event in sent
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    assert urls
+    assert {u for u in urls if not u.startswith((site.address, "data:", "blob:"))} == set()
+
+
+@pytest.mark.slow
+def test_math_is_mathml_drawn_with_our_font(site: Site, browser: Any) -> None:
+    pages = [n for n in site.pages if "<math" in (site.html / n).read_text("utf-8")]
+    assert pages, "no page shows mathematics"
+    view(browser, 1280)
+    browser.get(f"{site.address}/{pages[0]}")
+    wait(browser, "[...document.fonts].some(f => /Course Math/.test(f.family) && f.status == 'loaded')")
+    height = browser.execute_script(
+        "return document.querySelector('math').getBoundingClientRect().height"
+    )
+    assert height > 5
+
+
+@pytest.mark.slow
+def test_search_finds_a_word(site: Site, browser: Any) -> None:
+    view(browser, 1280)
+    browser.get(f"{site.address}/search.html?q=perplexity")
+    found = wait(
+        browser, "[...document.querySelectorAll('#search-results li a')].map(a => a.href).join(' ')"
+    )
+    assert "glossary.html" in found
+
+
+@pytest.mark.slow
+def test_keyboard_reaches_and_shows_what_it_reaches(site: Site, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    view(browser, 1280)
+    browser.get(f"{site.address}/index.html")
+    seen = []
+    for _ in range(8):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(
+            browser.execute_script(
+                "const e = document.activeElement, s = getComputedStyle(e);"
+                "return [e.tagName, s.outlineStyle, parseFloat(s.outlineWidth)]"
+            )
+        )
+    assert len({tuple(s) for s in seen} - {("BODY", "none", 0)}) >= 1
+    assert all(style != "none" and width >= 2 for tag, style, width in seen if tag != "BODY"), seen
+
+
+@pytest.mark.slow
+def test_questions_answer_to_the_keyboard(site: Site, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    pages = [n for n in site.pages if 'class="question"' in (site.html / n).read_text("utf-8")]
+    if not pages:
+        pytest.skip("no page holds a question yet")
+    view(browser, 360, "dark")
+    for name in pages:
+        browser.get(f"{site.address}/{name}")
+        wait(browser, "document.querySelector('.question.live')")
+        first = browser.find_element("css selector", ".question input")
+        first.send_keys(Keys.SPACE)
+        shown = "document.querySelector('.question .choice.chosen details').open"
+        assert browser.execute_script(f"return {shown}")
+        first.send_keys(Keys.ARROW_DOWN)
+        opened = browser.execute_script(
+            "return [...document.querySelectorAll('.question')[0].querySelectorAll('.choice')]"
+            ".map(c => c.querySelector('details').open)"
+        )
+        assert opened[:2] == [False, True]
+        verdict = browser.execute_script("return document.querySelector('.verdict').textContent")
+        assert verdict.startswith(("Right.", "Not so."))
