@@ -114,7 +114,7 @@ def data_dir() -> Path:
     if folder := os.environ.get("RNN2GPT_DATA"):
         return Path(folder).expanduser()
     root = Path(__file__).resolve().parent.parent
-    if (root / "solutions").is_dir():  # a checkout: an installed package has no such neighbor
+    if (root / "_config.yml").is_file():  # a checkout: an installed package has no such neighbor
         return root / ".data"
     return Path(platformdirs.user_cache_dir("rnn2gpt", appauthor=False))
 

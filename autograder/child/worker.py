@@ -164,7 +164,11 @@ class Worker:
         dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             target.to(dtypes.pop())
-        target.load_state_dict(weights)
+        # Buffers keep their values, and tied weights go by one of their names.
+        unknown = target.load_state_dict(weights, strict=False).unexpected_keys
+        missing = {name for name, _ in target.named_parameters()} - weights.keys()
+        if unknown or missing:
+            raise KeyError(f"unknown parameters {unknown}, missing parameters {sorted(missing)}")
         return {"value": None}
 
     def _op_mode(self, target: torch.nn.Module, train: bool) -> dict[str, Any]:

@@ -1,0 +1,345 @@
+"""Handles, cases, verdicts: the engine on small exercises made for these tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autograder.child.protocol import Items, Parameter, Seed
+from autograder.engine.exercise import Assignment, Exercise, Rng, seed_for
+from autograder.engine.expect import Mismatch, expect, fail, same
+from autograder.engine.guards import DETACHED, DEVICE, DTYPE, MUTATES, guard
+from autograder.engine.handle import Conversation, Handle, Local, StudentError
+from autograder.engine.judge import judge
+from autograder.engine.notebook import as_html, check, points_so_far, ready
+from autograder.engine.shortcuts import shortcuts_in
+
+
+def handle_on(name: str = "f", **namespace) -> Handle:
+    return Handle(Conversation(Local(namespace)), name)
+
+
+def scaled(points: float = 4, **more) -> Exercise:
+    """An exercise in miniature: `scaled(x)` is 3·x."""
+    assignment = Assignment("00-test", "test", "00_test", {"why": "Why three"})
+    exercise = assignment.exercise("scaled", points=points, **more)
+
+    @exercise.case("multiplies by three")
+    def _(student, rng):
+        x = rng.normal(5)
+        expect(student(x)).close_to(3 * x)
+
+    @exercise.case("keeps zero at zero")
+    def _(student, rng):
+        expect(student(torch.zeros(2, dtype=torch.float64))).close_to(torch.zeros(2).double())
+
+    @exercise.hidden("huge inputs", hint="Try inputs of 1e30.")
+    def _(student, rng):
+        expect(student(torch.full((2,), 1e30).double())).close_to(torch.full((2,), 3e30).double())
+
+    guard(exercise, lambda rng, dtype: (rng.normal(4, dtype=dtype),))
+
+    @exercise.misconception(did="You multiply by two.", causes="It is too small.", see="why")
+    def doubles(x):
+        return 2 * x
+
+    @exercise.misconception(did="You add three.", causes="Zero moves.", see="why")
+    def adds(x):
+        return x + 3
+
+    return exercise
+
+
+def verdict(exercise, answer, **more):
+    return judge(exercise, lambda: Local({exercise.name: answer}), **more)
+
+
+def test_right_answer_earns_everything():
+    result = verdict(scaled(), lambda x: x + x + x, hidden=True, secret=b"s")
+    assert (result.status, result.points, result.message) == ("right", 4, "")
+    assert all(case.passed for case in result.cases)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x * 2.0, "You multiply by two. It is too small. See “Why three”."),
+        (lambda x: 3 + x, "You add three. Zero moves. See “Why three”."),
+    ],
+)
+def test_known_mistakes_are_named_alike_with_and_without_hidden_cases(answer, message):
+    for hidden in (False, True):
+        result = verdict(scaled(), answer, hidden=hidden, secret=b"s")
+        assert result.status == "wrong" and result.message == message
+        assert result.see == "00_test#why" and result.points < 4
+
+
+def test_unknown_mistake_shows_the_smallest_failing_case_with_numbers():
+    result = verdict(scaled(), lambda x: x * 7)
+    assert result.misconception is None
+    assert result.message.startswith("multiplies by three: the result: expected ")
+    assert "got" in result.message and "at [0]" in result.message and len(result.message) < 200
+
+
+def test_hidden_case_shows_its_hint_and_nothing_else():
+    def small_only(x):
+        return torch.where(x.abs() > 1e20, x, 3 * x)
+
+    result = verdict(scaled(), small_only, hidden=True, secret=b"s")
+    assert "Try inputs of 1e30." in result.message and "3e+30" not in str(result)
+
+
+def test_hidden_cases_do_not_run_in_a_notebook():
+    assert all(case.visible for case in verdict(scaled(), lambda x: 3 * x).cases)
+
+
+def test_missing_answer_is_reported_as_missing():
+    def stub(x):
+        raise NotImplementedError()
+
+    result = verdict(scaled(), stub)
+    assert (result.status, result.points) == ("missing", 0)
+    assert result.message == "`scaled` is not written yet."
+
+
+def test_absent_name_is_missing_too():
+    result = judge(scaled(), lambda: Local({}))
+    assert result.status == "missing"
+
+
+def test_students_error_names_kind_text_and_line():
+    def broken(x):
+        return x @ torch.ones(3, dtype=x.dtype)
+
+    result = verdict(scaled(), broken)
+    assert "stopped with RuntimeError" in result.message
+    assert "in the line `return x @ torch.ones(3, dtype=x.dtype)`" in result.message
+
+
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, RecursionError, MemoryError])
+def test_any_exception_is_an_outcome(kind):
+    def raises(x):
+        raise kind("gone")
+
+    result = verdict(scaled(), raises)
+    assert result.points == 0 and kind.__name__ in result.message
+
+
+def test_guards_earn_only_beside_right_values():
+    zeros = verdict(scaled(), lambda x: 0 * x)
+    assert zeros.points < 4 * 2 / 6  # the case of zero passes, no guard is paid
+    assert any(case.passed and case.name == "inputs are left as they were" for case in zeros.cases)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: (3 * x).detach(), DETACHED),
+        (lambda x: (3 * x).float(), DTYPE),
+        (lambda x: (3 * x).cpu(), DEVICE["moved"]),
+        (lambda x: x * torch.full((4,), 3.0), DEVICE["mixed"]),
+        (lambda x: torch.tensor(3 * x.detach().numpy()), DETACHED),
+    ],
+)
+def test_each_guard_has_its_sentence(answer, message):
+    exercise = scaled()
+    exercise.cases = [spec for spec in exercise.cases if spec.guard]
+    result = verdict(exercise, answer)
+    assert message in [case.message for case in result.cases]
+
+
+def test_mutation_is_seen_even_where_the_values_are_right():
+    def in_place(x):
+        y = 3 * x
+        with torch.no_grad():
+            x.zero_()
+        return y
+
+    assert MUTATES in verdict(scaled(), in_place).message
+
+
+def test_forbidden_function_is_seen_at_work_through_any_name():
+    exercise = scaled(forbidden=("mul",))
+    hidden_in = getattr(torch, "m" + "ul")
+    result = verdict(exercise, lambda x: hidden_in(x, 3))
+    assert (result.status, result.points) == ("forbidden", 0) and "`mul`" in result.message
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("y = F.softmax(x)", ("softmax",)),
+        ("from torch.nn import LSTM", ("LSTM",)),
+        ("getattr(nn, 'LSTM')(3, 4)", ("LSTM",)),
+        ("def softmax(x):\n    return x.exp()", ()),
+        ("class LSTM(nn.Module):\n    def go(self): return self.softmax", ()),
+        ("this is not python", ()),
+    ],
+)
+def test_scan_finds_shortcuts_and_leaves_own_names_alone(source, found):
+    assert shortcuts_in(source, ("softmax", "LSTM")) == found
+
+
+def test_mistake_named_by_a_property_wins():
+    exercise = scaled()
+
+    @exercise.case("proof")
+    def _(student, rng):
+        fail("it adds", mistake="adds")
+
+    assert verdict(exercise, lambda x: 3 * x).misconception == "adds"
+
+
+def test_mistake_that_passes_where_the_student_fails_is_no_explanation():
+    exercise = scaled()
+    result = verdict(exercise, lambda x: x * 2 if x.abs().sum() else x + 1)
+    assert result.misconception is None
+
+
+# --- the handle's verbs -------------------------------------------------------------------------
+
+
+def test_vjp_gives_gradients_of_inputs():
+    x, w = torch.randn(3, 4).double(), torch.randn(4, 2).double()
+    cotangent = torch.randn(3, 2).double()
+    pulled = handle_on(f=torch.matmul).vjp(x, w, cotangent=cotangent, wrt=(0, 1))
+    assert same(pulled.inputs, (cotangent @ w.T, x.T @ cotangent))
+
+
+def test_vjp_says_when_no_gradient_flows():
+    with pytest.raises(StudentError) as caught:
+        handle_on(f=lambda x: x.detach()).vjp(torch.ones(2), cotangent=torch.ones(2), wrt=(0,))
+    assert caught.value.kind == "NoGradient"
+
+
+def test_module_is_built_loaded_called_and_differentiated():
+    module = handle_on("Linear", Linear=nn.Linear).hold(3, 2)
+    assert module.shapes() == {"weight": (2, 3), "bias": (2,)}
+    weights = Rng(0).like(module.shapes())
+    module.load(weights).eval()
+    x = torch.randn(5, 3).double()
+    assert same(module(x), x @ weights["weight"].T + weights["bias"])
+    cotangent = torch.randn(5, 2).double()
+    pulled = module.vjp(x, cotangent=cotangent, wrt=(0,))
+    assert same(pulled.parameters["weight"], cotangent.T @ x)
+    assert same(pulled.inputs[0], cotangent @ weights["weight"])
+    assert module.trainable() == {"weight": True, "bias": True}
+
+
+def test_state_is_held_and_passed_by_reference():
+    class Counter:
+        def __init__(self):
+            self.count = 0
+
+        def add(self, n):
+            self.count += n
+            return self.count
+
+    counter = handle_on("Counter", Counter=Counter).hold()
+    add = counter.method("add")
+    assert (add(2), add(3), counter.get("count")) == (2, 5, 5)
+
+
+def test_parameters_come_back_with_gradients_and_the_old_gradient():
+    def halve(parameters):
+        for p in parameters:
+            p.grad.mul_(0.5)
+
+    def replace(parameters):
+        for p in parameters:
+            p.grad = p.grad * 0.5
+
+    marker = Parameter(torch.ones(2), torch.full((2,), 4.0))
+    for function, before in ((halve, 2.0), (replace, 4.0)):
+        after = handle_on(f=function).after(Items([marker])).args[0].items[0]
+        assert same(after.grad, torch.full((2,), 2.0))
+        assert same(after.grad_before, torch.full((2,), before))
+
+
+def test_generator_is_the_only_source_of_chance():
+    draw = handle_on(f=lambda generator: torch.rand(3, generator=generator))
+    assert same(draw(Seed(5)), draw(Seed(5))) and not same(draw(Seed(5)), draw(Seed(6)))
+    kept = draw.keep(Seed(5))
+    assert not same(draw(kept), draw(kept))
+
+
+def test_callback_runs_on_the_checks_side():
+    seen = []
+
+    def score(x):
+        seen.append(x)
+        return 10 * x
+
+    assert handle_on(f=lambda g: g(2) + g(3))(score) == 50 and seen == [2, 3]
+
+
+def test_objects_that_claim_equality_are_refused():
+    class Yes(float):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = float.__hash__
+
+    assert type(handle_on(f=lambda: Yes(2))()) is float
+    with pytest.raises(StudentError, match="cannot be checked"):
+        handle_on(f=lambda: object())()
+
+
+def test_peer_builds_only_the_packages_own_classes():
+    handle = handle_on(f=len)
+    with pytest.raises(StudentError, match="not a class that a check may build"):
+        handle.peer("os:getcwd")
+
+
+# --- expectations, seeds, the notebook ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "right", "message"),
+    [
+        (torch.ones(3), torch.ones(2), r"expected shape \(2,\), got \(3,\)"),
+        (None, torch.ones(2), "expected a tensor, got None"),
+        ([1, 2], (1, 2, 3), "expected 3 values"),
+        (torch.tensor([0.0, 5.0]), torch.tensor([0.0, 4.0]), r"expected 4, got 5 at \[1\]"),
+        (torch.tensor([float("nan")]), torch.tensor([1.0]), "got nan"),
+        (3.0, 2.0, "expected 2, got 3"),
+        ("a", "b", "expected 'b', got 'a'"),
+    ],
+)
+def test_mismatches_are_worded_for_a_student(value, right, message):
+    with pytest.raises(Mismatch, match=message):
+        expect(value).close_to(right)
+
+
+@pytest.mark.parametrize("value", [2.0, torch.tensor(2.0), torch.tensor([2.0]).squeeze()])
+def test_scalar_may_be_a_float_or_a_tensor(value):
+    expect(value).close_to(2.0)
+    expect(value).close_to(torch.tensor(2.0))
+
+
+def test_hidden_inputs_depend_on_the_secret_and_visible_ones_do_not():
+    exercise = scaled()
+    visible, hidden = exercise.cases[0], exercise.cases[2]
+    assert seed_for(exercise, visible, b"a") == seed_for(exercise, visible, b"b")
+    assert seed_for(exercise, hidden, b"a") != seed_for(exercise, hidden, b"b")
+
+
+def test_notebook_shows_a_card_and_a_number(capsys):
+    exercise = scaled()
+    wrong = check(exercise, lambda x: "<script>", {})
+    assert repr(wrong) == f"{float(wrong):g}" and "<script>" not in wrong._repr_html_()
+    assert not ready(exercise) and "`scaled`" in capsys.readouterr().out
+    right = check(exercise, lambda x: 3 * x, {})
+    assert float(right) == 4 and "4 of 4" in as_html(right.result) and ready(exercise)
+    assert points_so_far(exercise).startswith("Points so far: 4 of 4")
+
+
+def test_misconception_must_point_at_a_declared_section():
+    with pytest.raises(ValueError, match="declares no section 'nowhere'"):
+        scaled().misconception(did="", causes="", see="nowhere")
+
+
+def test_two_cases_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="already has a case"):
+        scaled().case("multiplies by three")(lambda student, rng: None)
