@@ -7,6 +7,7 @@ in a browser the same value shows as a card.
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 from autograder.engine.exercise import Exercise
@@ -77,24 +78,27 @@ def _is_right(exercise: Exercise) -> bool:
 def as_text(result: ExerciseResult) -> str:
     """A verdict for a terminal."""
     head = f"{_MARKS[result.status]} {result.name}: {result.points:g} of {result.max_points:g}"
-    lines = [head + (f" points. {result.message}" if result.message else " points.")]
-    return "\n".join(lines)
+    return f"{head} points. {result.message}".rstrip()
+
+
+def with_code(text: str) -> str:
+    """Escaped HTML of a message, with `backticks` set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def as_html(result: ExerciseResult) -> str:
     """A verdict as a card: the one sentence first, the cases folded beneath."""
     color = _COLORS[result.status]
     rows = "".join(
-        f"<li>{'✓' if case.passed else '✗'} {html.escape(case.name)}"
-        + (f" — {html.escape(case.message)}" if case.message else "")
+        f"<li>{'✓' if case.passed else '✗'} {with_code(case.name)}"
+        + (f" — {with_code(case.message)}" if case.message else "")
         + "</li>"
         for case in result.cases
         if case.visible
     )
     passed = sum(case.passed for case in result.cases)
-    message = (
-        f"<p style='margin:.3em 0'>{html.escape(result.message)}</p>" if result.message else ""
-    )
+    sentence = with_code(result.message)
+    message = f"<p style='margin:.3em 0'>{sentence}</p>" if sentence else ""
     return (
         f"<div role='status' style='border-left:4px solid {color};padding:.3em .8em'>"
         f"<strong>{_MARKS[result.status]} {html.escape(result.name)}</strong>: "
