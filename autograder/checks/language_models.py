@@ -14,7 +14,7 @@ from torch import Tensor
 from autograder.child.protocol import Seed
 from autograder.engine.exercise import Assignment, Rng
 from autograder.engine.expect import expect, fail
-from autograder.engine.guards import guard
+from autograder.engine.guards import DETACHED, guard
 from autograder.engine.handle import Handle, Missing, StudentError
 
 ASSIGNMENT = Assignment(
@@ -264,6 +264,16 @@ def always_adds_one(counts: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 @bigram_probabilities.misconception(
+    did="You never add alpha.",
+    causes="A pair that the training text lacks has probability 0, and one such pair in another"
+    " text makes its cross-entropy infinite.",
+    see="from-counts-to-probabilities",
+)
+def ignores_alpha(counts: Tensor, alpha: float = 1.0) -> Tensor:
+    return (counts / counts.sum(dim=1, keepdim=True)).nan_to_num(nan=1 / counts.shape[1])
+
+
+@bigram_probabilities.misconception(
     did="A row that was never seen is NaN when alpha is 0: you divide 0 by 0.",
     causes="One such row makes every loss and every sample that reads it NaN. Make it uniform.",
     see="from-counts-to-probabilities",
@@ -367,9 +377,15 @@ def _(student: Handle, rng: Rng) -> None:
 def _(student: Handle, rng: Rng) -> None:
     logits, targets = rng.normal(5, 7), rng.integers(0, 7, 5)
     one = torch.tensor(1.0, dtype=torch.float64)
-    pulled = student.vjp(logits, targets, cotangent=one, wrt=(0,))
+    try:
+        pulled = student.vjp(logits, targets, cotangent=one, wrt=(0,))
+    except StudentError as error:
+        if error.kind == "NoGradient":
+            fail(DETACHED)
+        raise
     right = (torch.softmax(logits, dim=1) - F.one_hot(targets, 7)) / 5
-    expect(pulled.inputs[0], "the gradient for the logits").close_to(right)
+    # Loose: what is rounded to float32 on the way is the dtype guard's to name.
+    expect(pulled.inputs[0], "the gradient for the logits").close_to(right, 1e-4, 1e-6)
 
 
 guard(cross_entropy, lambda rng, dtype: (rng.normal(5, 3, dtype=dtype), rng.integers(0, 3, 5)))
@@ -597,7 +613,8 @@ def starts_of(batch: Any, ids: Tensor, block_size: int, batch_size: int) -> Tens
     )
     x, y = batch
     for name, part in (("x", x), ("y", y)):
-        if isinstance(part, Tensor) and tuple(part.shape) == (batch_size, block_size - 1):
+        short = isinstance(part, Tensor) and tuple(part.shape) == (batch_size, block_size - 1)
+        if short and len(ids) > 2 * block_size:  # else the end of the text may be the reason
             fail(f"{name} has {block_size - 1} columns, not {block_size}.", mistake="one_short")
         if isinstance(part, Tensor) and 0 < len(part) == len(ids) - block_size < batch_size:
             fail(f"{name} has only {len(part)} rows.", mistake="without_replacement")
@@ -608,20 +625,25 @@ def starts_of(batch: Any, ids: Tensor, block_size: int, batch_size: int) -> Tens
         expect(part, name).holds(known, "some entries do not occur in the text.")
     place = torch.empty(int(ids.max()) + 1, dtype=torch.int64)
     place[ids.long()] = torch.arange(len(ids))
-    x_at, y_at = place[x], place[y]
-    if not torch.equal(x_at, x_at[:, :1] + torch.arange(block_size)):
+    _expect_windows(place[x], place[y], len(ids))
+    return place[x][:, 0]
+
+
+def _expect_windows(x_at: Tensor, y_at: Tensor, n: int) -> None:
+    """Each row of x is a run of the text, and each target stands one place further."""
+    run = x_at[:, :1] + torch.arange(x_at.shape[1])  # (B, T)
+    if not torch.equal(x_at, run) and torch.equal(x_at, run % n):
+        fail("a window goes on at the start of the text.", mistake="reads_past_the_end")
+    if not torch.equal(x_at, run):
         fail("a row of x is not a run of the text: its characters do not follow each other there.")
-    _expect_shifted(x_at, y_at)
-    return x_at[:, 0]
-
-
-def _expect_shifted(x_at: Tensor, y_at: Tensor) -> None:
     if torch.equal(y_at, x_at):
         fail("y equals x.", mistake="not_shifted")
     if torch.equal(y_at, x_at - 1):
         fail("y[b, t] is the character before x[b, t].", mistake="shifted_back")
     if torch.equal(y_at, x_at.roll(-1, dims=1)):
         fail("the last column of y is the first column of x.", mistake="rolls")
+    if not torch.equal(y_at, x_at + 1) and torch.equal(y_at, (x_at + 1) % n):
+        fail("a last target is the start of the text.", mistake="reads_past_the_end")
     if not torch.equal(y_at, x_at + 1):
         fail("y[b, t] is not the character that follows x[b, t] in the text.")
 
@@ -806,8 +828,8 @@ def last_window_never_drawn(
 
 @get_batch.misconception(
     did="Some of your starts leave no room for a window and its last target.",
-    causes="Now and then a batch reads past the end of the text, and training stops hours into a"
-    " run. The last start is N − T − 1.",
+    causes="Now and then a batch reads past the end of the text, which stops the run or glues the"
+    " end to the beginning. The last start is N − T − 1.",
     see="batches",
 )
 def reads_past_the_end(

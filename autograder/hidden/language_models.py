@@ -81,7 +81,7 @@ def _(student: Handle, rng: Rng) -> None:
     one = torch.tensor(1.0, dtype=torch.float64)
     pulled = student.vjp(logits, targets, cotangent=one, wrt=(0,))
     right = (torch.softmax(logits, dim=1) - F.one_hot(targets, 3)) / 5
-    expect(pulled.inputs[0]).close_to(right)
+    expect(pulled.inputs[0]).close_to(right, 1e-2, 1e-4)
 
 
 @bits_per_character.hidden("a perfect model", hint="A model that is always certain pays 0 bits.")
