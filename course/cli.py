@@ -273,5 +273,47 @@ def kill_table(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+@main.command()
+@click.option("--quick", is_flag=True, help="A hundredth of the budget: shows that it all works.")
+@click.option("--models", default="ngram,rnn,lstm", show_default=True, help="Which to measure.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--data-curve/--no-data-curve", default=True, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="[book/_data/ladder.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+def ladder(
+    quick: bool,
+    models: str,
+    seeds: int,
+    jobs: int,
+    data_curve: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure every model on the same text and budget; about an hour on two cores."""
+    from course.ladder import FLOPS, NETWORKS, Plan, climb, table
+    from rnn2gpt.data import DataError
+
+    chosen = tuple(models.split(","))
+    if unknown := [name for name in chosen if name not in ("ngram", *NETWORKS)]:
+        known = ", ".join(("ngram", *NETWORKS))
+        raise click.ClickException(f"No such model: {', '.join(unknown)}. Choose from {known}.")
+    path = out or Path("results/ladder-quick.json" if quick else "book/_data/ladder.json")
+    plan = Plan(
+        models=chosen,
+        seeds=1 if quick else seeds,
+        flops=FLOPS / 100 if quick else FLOPS,
+        data_curve=data_curve and not quick,
+        jobs=jobs,
+        export=None if quick else path.parent / "models",
+    )
+    try:
+        result = climb(plan, path)
+    except DataError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(result, indent=1) if as_json else table(result))
+    click.echo(f"Written to {path}", err=True)
+
+
 if __name__ == "__main__":
     main()
