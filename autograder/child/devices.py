@@ -62,6 +62,8 @@ def run_on_fake_device(
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
         def move(value: Any) -> Any:
+            if isinstance(value, torch.nn.Module):  # a peer: it stays there, good for no other call
+                _move_module(value, device)
             if not isinstance(value, torch.Tensor):
                 return value
             fake = mode.from_tensor(value.detach()).to(device)
