@@ -12,6 +12,7 @@ import jupytext
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rattler import MatchSpec
 
 # room -> what it may import of the project. `autograder` may use `rnn2gpt` in checks, as a peer
@@ -104,7 +105,7 @@ def test_only_the_top_floor_opens_solutions(root):
 # --- requirements -------------------------------------------------------------------------------
 
 # conda-forge's name for a package of the index, where the two differ
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "brotli": "brotli-python"}
 
 
 def project_requirements(root: Path) -> list[Requirement]:
@@ -133,7 +134,8 @@ def test_environment_yml_asks_for_the_same_as_pyproject(root):
 
 def test_constraints_pin_every_requirement_within_its_range(root):
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    entries = [line.split("==") for line in lines if line and not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in entries}
     for wanted in project_requirements(root):
         assert wanted.name in pins, f"constraints.txt lacks {wanted.name}"
         assert wanted.specifier.contains(pins[wanted.name]), wanted
