@@ -8,8 +8,10 @@ the devices when it first runs, so the device is registered when this module is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ def run_on_fake_device(
     )
 
     device = fake_device()
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
         def move(value: Any) -> Any:
             if isinstance(value, torch.nn.Module):  # a peer: it stays there, good for no other call
@@ -85,6 +87,17 @@ def run_on_fake_device(
         except (RuntimeError, TypeError) as error:
             return _reason(error)
     return None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep PyTorch from logging, traceback and all, an error that is caught and reported here."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _reason(error: Exception) -> str | None:
