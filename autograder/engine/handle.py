@@ -30,6 +30,10 @@ class StudentError(Exception):
         return self.kinds[0]
 
 
+class Ended(Exception):
+    """The student's code ended or hung its process. The text continues the object's name."""
+
+
 class Missing(Exception):
     """The student has not written this yet."""
 

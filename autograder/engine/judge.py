@@ -14,6 +14,7 @@ from autograder.engine.exercise import CaseSpec, Exercise, Misconception, Rng, s
 from autograder.engine.expect import Mismatch, same
 from autograder.engine.handle import (
     Conversation,
+    Ended,
     Handle,
     Local,
     Missing,
@@ -123,9 +124,11 @@ def _run(
         run.message, run.missing = f"`{exercise.name}` is {MISSING}.", True
     except StudentError as error:
         run.message = _raised(exercise, error)
+    except Ended as end:
+        run.message = f"`{exercise.name}` {end}."
     except ProtocolError as error:
         run.message = f"`{exercise.name}` broke the connection to the check: {error}."
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+    except Exception as error:
         # The case itself tripped over what came back: a tuple of the wrong length, say.
         run.message = f"the result does not have the form asked for ({error})."
     return run, conversation.used

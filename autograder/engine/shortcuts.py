@@ -16,7 +16,7 @@ def shortcuts_in(source: str, forbidden: Iterable[str]) -> tuple[str, ...]:
     """
     try:
         tree = ast.parse(textwrap.dedent(source))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
     names, found = set(forbidden), set()
     for node in ast.walk(tree):
