@@ -115,6 +115,7 @@ class Exercise:
     seconds: float = 10.0  # for one request, in the grader
     cases: list[CaseSpec] = field(default_factory=list)
     misconceptions: list[Misconception] = field(default_factory=list)
+    replays: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # judge's
 
     def case(
         self, title: str, *, guard: bool = False, weight: float = 1.0
