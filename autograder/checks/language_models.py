@@ -21,6 +21,7 @@ ASSIGNMENT = Assignment(
     name="01-language-models",
     notebook="language_models",
     page="01_language_models",
+    minutes=65,
     sections={
         "counting-pairs": "Counting pairs",
         "from-counts-to-probabilities": "From counts to probabilities",
