@@ -1,15 +1,16 @@
-"""The process in which a submission's code runs: `python -m autograder.child SETTINGS`.
+"""The process in which a submission's code runs: `main(settings)`.
 
-SETTINGS is a JSON object: `requests` and `replies` (file descriptors), `uid` (or null) and
-`limits` (names of `resource.RLIMIT_*` without the prefix, and their values). The process lowers
-its own limits and gives up its user before it reads the first request. Then it answers requests
-until its input closes. Besides the worker's operations there is one more, `cell`, which executes
-the source of one notebook cell in the submission's namespace.
+`settings` holds `uid` (or None) and `limits` (names of `resource.RLIMIT_*` without the prefix, and
+their values). Requests come in on standard input and replies leave on standard output; both move
+to descriptors of their own at once, so that what a submission prints or reads goes nowhere. The
+process lowers its own limits and gives up its user before it reads the first request. Then it
+answers requests until its input closes. Besides the worker's operations there is one more,
+`cell`, which executes the source of one notebook cell in the submission's namespace.
 """
 
 from __future__ import annotations
 
-import json
+import builtins
 import linecache
 import os
 import sys
@@ -19,9 +20,12 @@ from typing import Any, BinaryIO
 from autograder.child.protocol import ConnectionClosed, ProtocolError, read_message, write_message
 from autograder.child.worker import Worker, describe
 
+# The halves of the package that a set-up cell imports and that are not here.
+ABSENT = ("autograder.checks", "autograder.engine", "autograder.engine.notebook")
+
 
 class _Inert(types.ModuleType):
-    """Stands for `autograder.checks`, which is not here: any use of it does nothing."""
+    """Stands for a module that is not here: any use of it does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -53,6 +57,12 @@ def _lower_rights(uid: int | None, limits: dict[str, int]) -> None:
         os.setresuid(uid, uid, uid)
 
 
+def _exception(name: str) -> type[Exception]:
+    """The built-in exception of that name, or a general one."""
+    found = getattr(builtins, name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else RuntimeError
+
+
 class Session(Worker):
     """A worker whose namespace is filled by executing cells."""
 
@@ -70,7 +80,11 @@ class Session(Worker):
 
     def _ask_parent(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         write_message(self.replies, {"callback": number, "args": args, "kwargs": kwargs})
-        return self.read()["value"]
+        answer = self.read()
+        if "error" in answer:  # what the check's function raised, by name
+            kind, message = answer["error"]
+            raise _exception(kind)(message)
+        return answer["value"]
 
     def read(self) -> Any:
         return read_message(self._exactly, self.resolve)
@@ -91,22 +105,27 @@ class Session(Worker):
                 reply = {"error": describe(error)}
             try:
                 write_message(self.replies, reply)
-            except ProtocolError as error:
+            except Exception as error:  # a value that may not cross, or cannot be read
                 write_message(self.replies, {"error": describe(error)})
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
-    requests = os.fdopen(settings["requests"], "rb")
-    replies = os.fdopen(settings["replies"], "wb")
-    _lower_rights(settings["uid"], settings["limits"])
-    checks = _Inert("autograder.checks")
-    sys.modules["autograder.checks"] = checks
+def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The requests and the replies; standard input, output and errors lead nowhere after this."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    os.close(nowhere)
+    return requests, replies
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Serve one submission; returns when the grader closes the connection."""
     import torch
 
+    _lower_rights(settings["uid"], settings["limits"])
+    requests, replies = _take_over_pipes()
+    for name in ABSENT:
+        sys.modules[name] = _Inert(name)
     torch.set_num_threads(1)
     Session(requests, replies).serve()
-
-
-if __name__ == "__main__":
-    main()

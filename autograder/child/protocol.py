@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 import torch
 
 MAX_DEPTH = 32
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
+MAX_HEAD = 8 * 1024 * 1024  # of JSON, which takes many times its size once it is read
 _HEADER = struct.Struct(">II")  # length of the JSON part, length of the binary part
 
 DTYPES = {
@@ -232,7 +233,7 @@ def write_message(stream: BinaryIO, value: Any) -> None:
     tree, blobs = encode(value)
     head = json.dumps([tree, [len(blob) for blob in blobs]]).encode()
     body = b"".join(blobs)
-    if len(head) + len(body) > MAX_BYTES:
+    if len(head) > MAX_HEAD or len(head) + len(body) > MAX_BYTES:
         raise ProtocolError(f"a message of more than {MAX_BYTES >> 20} MB cannot be sent")
     stream.write(_HEADER.pack(len(head), len(body)) + head + body)
     stream.flush()
@@ -241,7 +242,7 @@ def write_message(stream: BinaryIO, value: Any) -> None:
 def read_message(read: Callable[[int], bytes], resolve: Callable[[Any], Any] | None = None) -> Any:
     """Receive one value; `read(n)` returns exactly n bytes or raises `ConnectionClosed`."""
     head_size, body_size = _HEADER.unpack(read(_HEADER.size))
-    if head_size + body_size > MAX_BYTES:
+    if head_size > MAX_HEAD or head_size + body_size > MAX_BYTES:
         raise ProtocolError(f"a message of more than {MAX_BYTES >> 20} MB is refused")
     head, body = read(head_size), read(body_size)
     try:

@@ -1,0 +1,334 @@
+"""From the bytes of a submission to the code that its student wrote.
+
+Of what was handed in, only the source of the student's own cells is used. Metadata, tags, outputs,
+kernel and locked cells are those of our release, whatever the file says. What can be mended is
+mended and noted; what cannot is refused with a reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autograder.engine.exercise import Assignment
+
+MAX_BYTES = 100 * 1024 * 1024  # room for 50 MB of stored output
+MAX_CELLS = 500
+MAX_SOURCE = 200_000  # characters of one cell
+UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+
+_SHELL = re.compile(r"^\s*(?:[%!?]|[\w.]+\s*=\s*[%!](?!=))|\?\s*$")
+_HARMLESS_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
+_SCRIPT_CELL = re.compile(r"^# (?:%%|In\[)[^\n]*\n?", re.MULTILINE)
+
+
+class Refused(Exception):
+    """A submission that cannot be read; the text says why, for its student."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One code cell of the student's: an answer, or a helper they added."""
+
+    name: str  # the exercise's name, or "cell 7"
+    source: str
+    place: int  # how many cells of the release stand before it
+    answer: bool
+
+
+@dataclass
+class Repaired:
+    """What a submission amounts to."""
+
+    setup: str  # our set-up cell
+    cells: list[Cell] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)  # grade id -> the student's text
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A cell as it stands in a file."""
+
+    kind: str
+    source: str
+    ids: tuple[str, ...]  # nbgrader's grade id, the cell's own id
+    solution: bool = False  # asks for the student's text; believed in our release alone
+
+
+def repair(data: bytes, suffix: str, assignment: Assignment, release: bytes | None) -> Repaired:
+    """The student's code in `data`, a file of that suffix; raises `Refused`.
+
+    `release` is our own notebook. Without it (a student checks on a machine that has only the
+    package) the set-up cell is the file's own and demonstrations count as helpers.
+    """
+    notes: list[str] = []
+    raw = _read(data, suffix, notes)
+    ours = _read(release, ".ipynb", []) if release is not None else []
+    return _Sorter(assignment, ours, notes).sort(raw)
+
+
+def _read(data: bytes, suffix: str, notes: list[str]) -> list[_Raw]:
+    if len(data) > MAX_BYTES:
+        raise Refused(f"The file is larger than {MAX_BYTES >> 20} MB.")
+    if not data.strip():
+        raise Refused("The file is empty.")
+    text = _decode(data, notes).replace("\r\n", "\n").replace("\r", "\n")
+    if suffix == ".py":
+        notes.append("A script was handed in, not a notebook; its code was read all the same.")
+        return [_Raw("code", part, ()) for part in _SCRIPT_CELL.split(text) if part.strip()]
+    try:
+        notebook = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise Refused(
+            f"The file is not a complete notebook: its JSON is broken{where}."
+            " It may have been cut off while it was saved or uploaded."
+        ) from None
+    cells = _cells_of(notebook, notes)
+    if len(cells) > MAX_CELLS:
+        notes.append(f"Only the first {MAX_CELLS} cells were read.")
+    return [_raw(cell) for cell in cells[:MAX_CELLS] if isinstance(cell, dict)]
+
+
+def _decode(data: bytes, notes: list[str]) -> str:
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            notes.append(f"The file begins with a byte order mark ({encoding}); it was removed.")
+            return data.decode(encoding, errors="replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        notes.append("The file is not UTF-8; it was read as Windows-1252.")
+        return data.decode("cp1252", errors="replace")
+
+
+def _cells_of(notebook: Any, notes: list[str]) -> list[Any]:
+    """The cells of a notebook of any format version."""
+    if isinstance(notebook, dict):
+        cells = notebook.get("cells")
+        if isinstance(cells, list):
+            return cells
+        sheets = notebook.get("worksheets")
+        if isinstance(sheets, list):  # formats 2 and 3
+            notes.append("The notebook is in an old format; its cells were read all the same.")
+            found = [sheet.get("cells") for sheet in sheets if isinstance(sheet, dict)]
+            return [cell for cells in found if isinstance(cells, list) for cell in cells]
+    raise Refused("The file is JSON but not a notebook: it has no list of cells.")
+
+
+def _raw(cell: dict[str, Any]) -> _Raw:
+    source = cell.get("source", cell.get("input", ""))
+    if isinstance(source, list):
+        source = "".join(line for line in source if isinstance(line, str))
+    metadata = cell.get("metadata")
+    nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    grade_id = nbgrader.get("grade_id") if isinstance(nbgrader, dict) else None
+    ids = tuple(name for name in (grade_id, cell.get("id")) if isinstance(name, str))
+    solution = isinstance(nbgrader, dict) and nbgrader.get("solution") is True
+    return _Raw(
+        str(cell.get("cell_type")), source if isinstance(source, str) else "", ids, solution
+    )
+
+
+def _plain(source: str) -> str:
+    """A source as cells are compared: trailing blanks do not count."""
+    return "\n".join(line.rstrip() for line in source.strip().split("\n"))
+
+
+class _Sorter:
+    """Tells a student's cells from ours."""
+
+    def __init__(self, assignment: Assignment, ours: list[_Raw], notes: list[str]):
+        self.notes = notes
+        self.names = [exercise.name for exercise in assignment.exercises]
+        self.position = {name: i for i, cell in enumerate(ours) for name in cell.ids}
+        self.release = ours
+        self.unsolved = {_plain(cell.source) for cell in ours if cell.kind == "code"}
+        self.known = bool(ours)
+
+    def sort(self, raw: list[_Raw]) -> Repaired:
+        result = Repaired(setup=self._our("setup"), notes=self.notes)
+        place, stubs = 0, set[str]()
+        for number, cell in enumerate(raw, start=1):
+            at = self._position_of(cell)
+            place = max(place, at + 1) if at is not None else place
+            name = self._answer_name(cell)
+            written = next((i for i in cell.ids if self._is_written(i)), None)
+            if len(cell.source) > MAX_SOURCE:
+                self._note(f"Cell {number} is too long and was left out.")
+            elif written is not None and name is None:
+                self._write(result.written, written, cell)
+            elif name is None and cell.kind != "code":
+                continue
+            elif _plain(cell.source) in self.unsolved:
+                stubs |= {name} if name else set()
+            elif name is not None:
+                self._note_answer(result, cell, name)
+                result.cells.append(Cell(name, self._code(cell.source, name), place, True))
+            elif cell.source.strip():
+                self._add_helper(result, cell, number, place)
+        self._note_gaps(result, stubs)
+        return result
+
+    def _our(self, grade_id: str) -> str:
+        at = self.position.get(grade_id)
+        return self.release[at].source if at is not None else ""
+
+    def _position_of(self, cell: _Raw) -> int | None:
+        return next((self.position[i] for i in cell.ids if i in self.position), None)
+
+    def _is_written(self, name: str) -> bool:
+        at = self.position.get(name)
+        return at is not None and self.release[at].solution and name not in self.names
+
+    def _answer_name(self, cell: _Raw) -> str | None:
+        """The exercise that a cell answers: by what it defines, else by its id."""
+        by_id = next((name for name in cell.ids if name in self.names), None)
+        if cell.kind != "code":
+            return by_id if by_id and _defined_in(cell.source) else None
+        if by_id:
+            return by_id
+        defined = _defined_in(cell.source)
+        return next((name for name in self.names if name in defined), None)
+
+    def _note_answer(self, result: Repaired, cell: _Raw, name: str) -> None:
+        if cell.kind != "code":
+            self._note(f"The cell of `{name}` was no code cell any more; it was run as one.")
+        if name not in cell.ids:
+            self._note(f"A cell without its mark was taken for `{name}`, which it defines.")
+        if any(other.name == name for other in result.cells):
+            self._note(f"There are several cells of `{name}`; they were run in order.")
+
+    def _add_helper(self, result: Repaired, cell: _Raw, number: int, place: int) -> None:
+        source = self._code(cell.source, f"cell {number}")
+        at = self._position_of(cell)
+        if at is not None:  # one of our own cells, edited: keep what it defines, not what it does
+            source = definitions(source)
+            self._note(f"Cell {number} is one of ours, edited; only what it defines was used.")
+        if source.strip():
+            result.cells.append(Cell(f"cell {number}", source, place, False))
+
+    def _write(self, written: dict[str, str], name: str, cell: _Raw) -> None:
+        at = self.position[name]
+        if _plain(cell.source) != _plain(self.release[at].source) or name not in written:
+            written[name] = cell.source
+
+    def _note_gaps(self, result: Repaired, stubs: set[str]) -> None:
+        if not self.known:
+            return
+        found = {cell.name for cell in result.cells} | stubs
+        for name in self.names:
+            if name not in found:
+                self._note(f"The cell of `{name}` is missing from the notebook.")
+
+    def _code(self, source: str, name: str) -> str:
+        """Plain Python: lines for IPython or the shell are left out where they stand in the way."""
+        if _parses(source):
+            return source
+        mended = _without_shell(source)
+        if mended != source and _parses(mended):
+            self._note(f"In {name}, lines for IPython or the shell were left out.")
+            return mended
+        return source
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _parses(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except UNPARSABLE:
+        return False
+    return True
+
+
+def _without_shell(source: str) -> str:
+    first, _, rest = source.lstrip().partition("\n")
+    if first.startswith("%%"):
+        return rest if first.split()[0] in _HARMLESS_MAGICS else ""
+    lines = source.split("\n")
+    return "\n".join(
+        line[: len(line) - len(line.lstrip())] + "pass" if _SHELL.search(line) else line
+        for line in lines
+    )
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+
+
+def definitions(source: str) -> str:
+    """The imports, functions, classes and constants of a cell, without what it does."""
+
+    def stays(node: ast.stmt) -> bool:
+        if isinstance(node, ast.Assign):
+            return not any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+        return isinstance(node, _DEFINITIONS)
+
+    try:
+        body = ast.parse(source).body
+    except UNPARSABLE:
+        return ""
+    return "\n".join(_text(source, node) for node in body if stays(node))
+
+
+def _text(source: str, node: ast.stmt) -> str:
+    """The lines of a top-level statement, decorators included."""
+    starts = [node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]
+    return "\n".join(source.split("\n")[min(starts) - 1 : node.end_lineno])
+
+
+def _bound_by(statement: ast.stmt) -> set[str]:
+    """The names that a top-level statement binds."""
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {statement.name}
+    names = set()
+    for node in ast.walk(statement):
+        if isinstance(node, _DEFINITIONS[:3]):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def _defined_in(source: str) -> set[str]:
+    try:
+        body = ast.parse(source).body
+    except UNPARSABLE:  # a cell with a syntax error is still its exercise's cell
+        return set(re.findall(r"^(?:def|class)\s+(\w+)", source, re.MULTILINE))
+    return {name for node in body for name in _bound_by(node) if not isinstance(node, ast.Import)}
+
+
+def source_behind(name: str, sources: list[str]) -> str:
+    """The statements that `name` rests on, its own definition and whatever those use in turn."""
+    waiting: list[tuple[set[str], ast.stmt, str]] = []
+    for source in sources:
+        try:
+            body = ast.parse(source).body
+        except UNPARSABLE:
+            continue
+        waiting += [(_bound_by(node), node, _text(source, node)) for node in body]
+    wanted, taken = {name}, list[str]()
+    while used := [entry for entry in waiting if entry[0] & wanted]:
+        waiting = [entry for entry in waiting if not entry[0] & wanted]
+        for _, node, text in used:
+            taken.append(text)
+            wanted |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return "\n".join(taken)

@@ -1,0 +1,334 @@
+"""Grade one submission: a pure function of its bytes, the checks, the environment and the seed.
+
+The student's code runs in a child; every verdict is reached here, from the data that came back.
+A child that hangs or dies is replaced, without the cell that ended it, and the rest of the work is
+still graded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import autograder
+from autograder.checks import load
+from autograder.engine.exercise import Assignment, Exercise
+from autograder.engine.handle import Ended
+from autograder.engine.judge import ExerciseResult, judge
+from autograder.engine.shortcuts import shortcuts_in
+from autograder.grader.channel import Channel
+from autograder.grader.repair import Cell, Refused, Repaired, definitions, repair, source_behind
+from autograder.grader.sandbox import Sandbox
+
+START_SECONDS = 120.0  # for a child to import torch on a busy machine
+CELL_SECONDS = 10.0
+CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
+EXERCISE_ROUNDS = 6  # an exercise may take this many times what one request may take
+MAX_ENDS = 2  # children that one exercise may cost
+
+
+class GraderError(Exception):
+    """The grader itself cannot work here; the text says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a result depends on."""
+
+    notebook: str  # which checks: "rnn"
+    data: bytes
+    suffix: str
+    release: bytes | None
+    level: str
+    hidden: bool = True
+    secret: bytes = b""
+
+    def key(self) -> str:
+        """The same key, the same result."""
+        parts = (
+            self.notebook.encode(),
+            self.suffix.encode(),
+            self.level.encode(),
+            str(self.hidden).encode(),
+            self.secret,
+            self.release or b"",
+            self.data,
+            fingerprint(self.notebook).encode(),
+        )
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()
+
+
+@functools.cache
+def fingerprint(notebook: str) -> str:
+    """Checks and environment in one string."""
+    digest = hashlib.sha256()
+    room = Path(autograder.__file__).parent
+    files = [*room.glob("child/*.py"), *room.glob("engine/*.py"), *room.glob("grader/*.py")]
+    files += [room / "checks" / f"{notebook}.py", room / "hidden" / f"{notebook}.py"]
+    files += _package_folder("rnn2gpt").glob("*.py")
+    for file in sorted(files):
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+    where = (platform.python_version(), torch.__version__, platform.system(), platform.machine())
+    return " ".join(where) + " " + digest.hexdigest()
+
+
+def run(work: Work) -> dict[str, Any]:
+    """The result of a submission, as JSON; whatever was handed in, there is one."""
+    start = time.monotonic()
+    assignment = load(work.notebook, hidden=work.hidden)
+    try:
+        repaired = repair(work.data, work.suffix, assignment, work.release)
+    except Refused as refusal:
+        return _clean(refused(assignment, str(refusal), work.level))
+    with _course_folder(assignment) as folder:
+        attempt = Attempt(Sandbox(work.level, folder), repaired)
+        with contextlib.closing(attempt):
+            results = [_judge(exercise, attempt, work) for exercise in assignment.exercises]
+    result = _outline(assignment, results, work.level)
+    result["message"] = _summary(results)
+    result["notes"] = repaired.notes + attempt.notes()
+    result["seconds"] = round(time.monotonic() - start, 2)
+    result["work"] = repaired.to_json()
+    return _clean(result)
+
+
+def refused(assignment: Assignment | None, reason: str, level: str) -> dict[str, Any]:
+    """The result of what could not be graded."""
+    exercises = assignment.exercises if assignment else []
+    results = [ExerciseResult(e.name, 0.0, e.points, "missing") for e in exercises]
+    return _outline(assignment, results, level) | {"status": "refused", "message": reason}
+
+
+def _outline(
+    assignment: Assignment | None, results: list[ExerciseResult], level: str
+) -> dict[str, Any]:
+    return {
+        "score": round(sum(result.points for result in results), 2),
+        "max_score": sum(result.max_points for result in results),
+        "status": "graded",
+        "message": "",
+        "isolation": level,
+        "seconds": 0.0,
+        "exercises": [result.to_json() for result in results],
+        "notes": [],
+        "work": None,
+        "checks": fingerprint(assignment.notebook) if assignment else "",
+    }
+
+
+def _summary(results: list[ExerciseResult]) -> str:
+    """One sentence for the row."""
+    right = sum(result.status == "right" for result in results)
+    missing = [result for result in results if result.status == "missing"]
+    if right == len(results):
+        return "Everything is right."
+    if len(missing) == len(results):
+        return f"Nothing is written yet that could be graded. {missing[0].message}"
+    first = next((r for r in results if r.status not in ("right", "missing")), None) or missing[0]
+    return f"{right} of {len(results)} right. {first.message}"
+
+
+def _judge(exercise: Exercise, attempt: Attempt, work: Work) -> ExerciseResult:
+    source = source_behind(exercise.name, [cell.source for cell in attempt.cells])
+    line = Line(attempt, exercise)
+    result = judge(
+        exercise,
+        line.connect,
+        hidden=work.hidden,
+        secret=work.secret,
+        shortcuts=shortcuts_in(source, exercise.forbidden),
+    )
+    problem = attempt.problem_of(exercise.name)
+    if result.status == "missing" and problem:
+        return replace(result, message=problem)
+    return result
+
+
+class Attempt:
+    """A submission's cells, alive in a child; started again when the child has ended."""
+
+    def __init__(self, sandbox: Sandbox, repaired: Repaired):
+        self.sandbox, self.setup, self.cells = sandbox, repaired.setup, list(repaired.cells)
+        self.problems: dict[int, str] = {}  # index of a cell -> what happened to it
+        self.left_out: set[int] = set()
+        self._channel: Channel | None = None
+        self._resources = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """End the child and all that it started."""
+        self._resources.close()
+        self._channel = None
+
+    def channel(self) -> Channel:
+        """A living child in which every cell has run that does not end it."""
+        while self._channel is None or not self._channel.alive:
+            self.close()
+            channel = self._start()
+            if self._run_cells(channel):
+                self._channel = channel
+        return self._channel
+
+    def _start(self) -> Channel:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the other resources)
+        self._resources.enter_context(errors)
+        channel = Channel(self._resources.enter_context(self.sandbox.child(errors)))
+        try:
+            request = {"op": "cell", "name": "setup", "source": self.setup}
+            reply = channel.ask(request, START_SECONDS)
+        except Ended as end:
+            errors.seek(0)
+            text = errors.read(4000).decode(errors="replace").strip()
+            raise GraderError(f"The child process {end} as it started. {text[-1000:]}") from None
+        if "error" in reply:
+            raise GraderError(f"The exercise's own set-up cell fails here: {reply['error']}")
+        return channel
+
+    def _run_cells(self, channel: Channel) -> bool:
+        """Whether the child outlived its cells; the cell that ended it is changed or left out."""
+        end = time.monotonic() + CELLS_SECONDS
+        for index, cell in enumerate(self.cells):
+            if index in self.left_out:
+                continue
+            seconds = min(CELL_SECONDS, end - time.monotonic())
+            if seconds <= 0:
+                self._leave_out(index, "was left out: the cells before it took too long")
+                continue
+            try:
+                reply = _run_cell(channel, cell, seconds)
+            except Ended as fate:
+                self._replace(index, str(fate))
+                return False
+            if "error" in reply:
+                self._note_error(index, reply["error"])
+                with contextlib.suppress(Ended):
+                    rest = replace(cell, source=definitions(cell.source))
+                    _run_cell(channel, rest, CELL_SECONDS)
+                if not channel.alive:
+                    self._leave_out(index, "ended the Python process")
+                    return False
+        return True
+
+    def _replace(self, index: int, fate: str) -> None:
+        """Try what a cell defines, without what it does; leave it out if that was tried."""
+        cell = self.cells[index]
+        bare = definitions(cell.source)
+        if bare.strip() and bare != cell.source:
+            self.problems[index] = f"{_called(cell)} {fate}; only what it defines was used."
+            self.cells[index] = replace(cell, source=bare)
+        else:
+            self._leave_out(index, fate)
+
+    def _leave_out(self, index: int, fate: str) -> None:
+        self.problems[index] = f"{_called(self.cells[index])} {fate}, so it was left out."
+        self.left_out.add(index)
+
+    def _note_error(self, index: int, error: Any) -> None:
+        fields = error if isinstance(error, dict) else {}
+        kind, message, line = (
+            str(fields.get(key, ""))[:300] for key in ("kind", "message", "line")
+        )
+        where = f" in the line `{line.strip()}`" if line.strip() else ""
+        name = _called(self.cells[index])
+        self.problems[index] = f"{name} stopped with {kind}: {message}{where}."
+
+    def problem_of(self, name: str) -> str:
+        """What happened to the cells of an exercise, if anything did."""
+        indices = [i for i, cell in enumerate(self.cells) if cell.name == name]
+        return next((self.problems[i] for i in indices if i in self.problems), "")
+
+    def notes(self) -> list[str]:
+        """What happened to cells, in order."""
+        return [self.problems[index] for index in sorted(self.problems)]
+
+
+def _run_cell(channel: Channel, cell: Cell, seconds: float) -> dict[str, Any]:
+    return channel.ask({"op": "cell", "name": cell.name, "source": cell.source}, seconds)
+
+
+def _called(cell: Cell) -> str:
+    return f"The cell of `{cell.name}`" if cell.answer else cell.name.capitalize()
+
+
+class Line:
+    """The transport of one exercise: bounds its time and the children that it may cost."""
+
+    def __init__(self, attempt: Attempt, exercise: Exercise):
+        self.attempt, self.seconds = attempt, exercise.seconds
+        self.left = EXERCISE_ROUNDS * exercise.seconds
+        self.ends: list[Ended] = []
+
+    def connect(self) -> Line:
+        """For one case: objects that earlier cases kept are forgotten."""
+        with contextlib.suppress(Ended):
+            self.send({"op": "forget"}, {})
+        return self
+
+    def send(self, request: dict[str, Any], callbacks: Mapping[int, Callable[..., Any]]) -> Any:
+        if len(self.ends) >= MAX_ENDS:
+            raise self.ends[-1]
+        if self.left <= 0:
+            raise Ended(f"took more than {EXERCISE_ROUNDS * self.seconds:g} s in all")
+        channel = self.attempt.channel()
+        start = time.monotonic()
+        try:
+            return channel.ask(request, self.seconds, callbacks)
+        except Ended as end:
+            self.ends.append(end)
+            raise
+        finally:
+            self.left -= time.monotonic() - start
+
+
+def _package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@contextlib.contextmanager
+def _course_folder(assignment: Assignment) -> Iterator[Path]:
+    """What a child may see of the course: its own half, and the assignment's modules."""
+    with tempfile.TemporaryDirectory(prefix="rnn2gpt-") as name:
+        folder = Path(name)
+        child = folder / "autograder" / "child"
+        child.mkdir(parents=True)
+        (folder / "autograder" / "__init__.py").touch()
+        for file in (Path(autograder.__file__).parent / "child").glob("*.py"):
+            shutil.copy(file, child)
+        ours, package = _package_folder("rnn2gpt"), folder / "rnn2gpt"
+        package.mkdir()
+        for module in ("__init__", *assignment.modules):
+            shutil.copy(ours / f"{module}.py", package)
+        folder.chmod(0o755)
+        yield folder
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _clean(value: Any) -> Any:
+    """The same JSON without characters that a terminal, a file or a page would stumble over."""
+    if isinstance(value, str):
+        return _CONTROL.sub("�", value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,255 @@
+"""Where a submission's code runs: the strongest isolation this machine offers, and what it sees.
+
+Three levels, best first:
+
+- `bubblewrap-root`  namespaces without a network, a read-only system, and another user
+- `bubblewrap`       the same in a user namespace, for graders without root
+- `process`          limits and a bare environment only: no sandbox
+
+In the first two the child sees the system's libraries, this Python, and one folder made for the
+assignment: the child's half of the check engine and the modules that the assignment may use. The
+course, the grader's files and other submissions are not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+LEVELS = ("bubblewrap-root", "bubblewrap", "process")
+HOW_TO_GET_ONE = (
+    "No sandbox works on this machine, so student code would run with your rights. Install"
+    " bubblewrap (Debian, Ubuntu: `sudo apt-get install bubblewrap`; Fedora: `sudo dnf install"
+    " bubblewrap`) and, inside a container, allow user namespaces. Where that cannot be done, use"
+    " a Linux machine or virtual machine. `--trust` grades without a sandbox: use it only on code"
+    " that you would run yourself."
+)
+
+MEGABYTE = 1 << 20
+LIMITS = {
+    "AS": 4096 * MEGABYTE,  # torch alone takes about 1500 MB of addresses
+    "CPU": 300,
+    "NPROC": 64,
+    "FSIZE": 16 * MEGABYTE,
+    "NOFILE": 256,
+    "CORE": 0,
+}
+SCRATCH = 64 * MEGABYTE  # of /tmp
+_COURSE = "/course"  # where the assignment's folder appears
+_PACKAGES = ("autograder", "rnn2gpt", "course")
+
+_BOOT = """
+import json, sys
+settings = json.loads(sys.argv[1])
+sys.path[:] = [settings["course"], *sys.path, *settings["libraries"]]
+sys.prefix = settings["prefix"]
+from autograder.child.__main__ import main
+main(settings)
+"""
+_PROBE = """
+import json, os, sys
+settings = json.loads(sys.argv[1])
+if settings["uid"] is not None:
+    os.setgroups([])
+    os.setresgid(*[settings["uid"]] * 3)
+    os.setresuid(*[settings["uid"]] * 3)
+os.listdir(settings["libraries"][0])
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+print("works" if not os.path.exists(settings["outside"]) else "leaks")
+"""
+
+
+@functools.cache
+def best_level() -> str:
+    """The strongest level that works here, tried out rather than guessed."""
+    return next(level for level in LEVELS if level == "process" or _works(level))
+
+
+def _works(level: str) -> bool:
+    if not shutil.which("bwrap") or (level == "bubblewrap-root") != (_user() == 0):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(level, Path(folder)) | {
+            "outside": str(_own_root() / "autograder" / "checks")
+        }
+        command = [*_bubblewrap(level, Path(folder)), *_python(_PROBE, settings)]
+        try:
+            tried = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, env={}, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+    return tried.stdout.strip() == "works"
+
+
+def _user() -> int | None:
+    return os.getuid() if hasattr(os, "getuid") else None
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A level and the folder of one assignment; starts children in it."""
+
+    level: str
+    folder: Path
+
+    @contextlib.contextmanager
+    def child(self, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+        """A child that serves requests on its standard input; dead, with all it started, after."""
+        if self.level == "process":
+            with (
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+                _alive(self._process(scratch, errors), group=True) as process,
+            ):
+                yield process
+            return
+        command = [*_bubblewrap(self.level, self.folder), *self._command()]
+        with _alive(_popen(command, errors, env={})) as process:
+            yield process
+
+    def _command(self) -> list[str]:
+        return _python(_BOOT, _settings(self.level, self.folder))
+
+    def _process(self, scratch: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        environment = _environment(scratch)
+        if os.name == "nt":  # Python itself does not start without it
+            environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
+        own_group = os.name != "nt"
+        return _popen(
+            self._command(), errors, env=environment, cwd=scratch, start_new_session=own_group
+        )
+
+
+def _popen(command: list[str], errors: IO[bytes], **more: Any) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, **more)
+
+
+@contextlib.contextmanager
+def _alive(
+    process: subprocess.Popen[bytes], group: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        if group and os.name != "nt":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 9)
+        process.kill()
+        process.wait()
+
+
+def _python(code: str, settings: dict[str, Any]) -> list[str]:
+    # -I: no user's environment; -S: no .pth file leads back to the course's own folder
+    return [sys.executable, "-I", "-S", "-c", code, json.dumps(settings)]
+
+
+def _settings(level: str, folder: Path) -> dict[str, Any]:
+    limits = dict(LIMITS)
+    if level == "process":
+        del limits["NPROC"]  # would count all processes of the person who grades
+        if sys.platform == "darwin":
+            del limits["AS"]
+    return {
+        # One user per grading process, so that none can use up another's processes.
+        "uid": 61184 + os.getpid() % 4096 if level == "bubblewrap-root" else None,
+        "limits": limits,
+        "course": str(folder) if level == "process" else _COURSE,
+        "libraries": _libraries(),
+        "prefix": sys.prefix,
+    }
+
+
+def _libraries() -> list[str]:
+    """The folders in which installed packages lie."""
+    names = {"site-packages", "dist-packages"}
+    return [path for path in sys.path if Path(path).name in names and Path(path).is_dir()]
+
+
+def _environment(home: str) -> dict[str, str]:
+    return {
+        "HOME": home,
+        "TMPDIR": home,
+        "MPLCONFIGDIR": home,
+        "USER": "student",
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _own_root() -> Path:
+    """The folder that holds this package: the course's, or the installed packages'."""
+    spec = importlib.util.find_spec("autograder")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).resolve().parent.parent
+
+
+def _bubblewrap(level: str, folder: Path) -> list[str]:
+    """The command that a child's own command line follows."""
+    command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
+    if level == "bubblewrap-root":  # as root a user namespace would bar the change of user
+        command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        command += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        command += ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
+        command += ["--cap-drop", "ALL"]
+    for name, value in _environment("/tmp").items():
+        command += ["--setenv", name, value]
+    command += _system()
+    command += ["--ro-bind", str(folder), _COURSE]
+    command += ["--dev", "/dev", "--size", str(MEGABYTE), "--tmpfs", "/dev/shm"]
+    command += ["--remount-ro", "/dev", "--proc", "/proc"]
+    command += ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    return [*command, "--remount-ro", "/", "--"]
+
+
+def _system() -> list[str]:
+    """Mounts of the system's libraries and of this Python, the course masked where it lies in."""
+    command = list[str]()
+    for link in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(link):
+            command += ["--symlink", os.readlink(link), link]
+        else:
+            command += ["--ro-bind-try", link, link]
+    for file in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "fonts", "localtime"):
+        command += ["--ro-bind-try", f"/etc/{file}", f"/etc/{file}"]
+    libraries = [Path(library) for library in _libraries()]
+    shown = {Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *libraries}
+    masked = {library / package for library in libraries for package in _PACKAGES}
+    masked |= {_own_root()} - shown
+    mounted: dict[Path, bool] = {}  # path -> whether it shows what is there
+
+    def is_shown(path: Path) -> bool | None:
+        around = [other for other in mounted if path.is_relative_to(other)]
+        return mounted[max(around, key=lambda p: len(p.parts))] if around else None
+
+    for path in sorted(shown | masked, key=lambda p: len(p.parts)):  # outer before inner
+        if path in masked and is_shown(path) and path.is_dir():
+            command += ["--perms", "0755", "--tmpfs", str(path)]
+            mounted[path] = False
+        elif path in shown and not is_shown(path):
+            for parent in reversed(path.parents[:-1]):
+                if not is_shown(parent):
+                    command += ["--perms", "0755", "--dir", str(parent)]
+            command += ["--ro-bind", str(path), str(path)]
+            mounted[path] = True
+    return command
