@@ -281,9 +281,9 @@ if ready(*checks.ASSIGNMENT.exercises):
 # A model answer. I expected the training bits to rise with alpha and the held-out bits to fall at
 # first, as unseen pairs get some probability. The training bits do rise at every step, since any
 # added count moves the rows away from the shares that fit the training text best. The held-out bits
-# hardly move up to alpha = 1 and then rise too: a million characters have filled nearly all the
-# pairs that matter, so smoothing has almost nothing to repair, and at 1,000 it drowns the counts of
-# all but the most frequent characters.
+# fall by less than 0.01 up to alpha = 1 and then rise as well: a million characters have filled
+# nearly all the pairs that matter, so smoothing has little to repair, and at 1,000 it drowns all
+# but the most frequent pairs.
 # ### END SOLUTION
 
 # %%
