@@ -140,7 +140,7 @@ class StepByStep(nn.Module):
         self, input_size: int, hidden_size: int, num_layers: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.layers = range(num_layers)
+        self.layers, self.width = range(num_layers), hidden_size
         self.between = nn.Dropout(dropout)
         for k in self.layers:  # biases first: the order of parameters is free
             setattr(self, f"bias_hh_l{k}", nn.Parameter(torch.zeros(4 * hidden_size)))
@@ -151,7 +151,7 @@ class StepByStep(nn.Module):
             setattr(self, f"weight_ih_l{k}", nn.Parameter(nn.init.xavier_uniform_(weight)))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        n = self.weight_hh_l0.shape[1]
+        n = self.width
         if state is None:
             state = (
                 torch.zeros(len(self.layers), x.size(0), n, dtype=x.dtype, device=x.device),

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autograder.child.protocol import Seed
 from autograder.engine.exercise import Assignment, Rng
 from autograder.engine.expect import expect, fail
-from autograder.engine.guards import DEVICE, MUTATES, guard
+from autograder.engine.guards import DEVICE, DEVICE_TITLE, MUTATES, MUTATION_TITLE, guard
 from autograder.engine.handle import Handle, Pullback, StudentError
 
 ASSIGNMENT = Assignment(
@@ -27,6 +27,7 @@ ASSIGNMENT = Assignment(
         "long-text": "Training on a text longer than a window",
         "sampling": "Sampling text",
     },
+    minutes=75,
     modules=("data", "metrics", "ngram", "rnn"),
 )
 
@@ -1075,7 +1076,7 @@ def _(student: Handle, rng: Rng) -> None:
         fail("two different seeds gave the same text.", "always_greedy" if greedy else None)
 
 
-@generate.case("inputs are left as they were", guard=True)
+@generate.case(MUTATION_TITLE, guard=True)
 def _(student: Handle, rng: Rng) -> None:
     ids = rng.integers(0, 11, 2, 6)
     kept = student.keep(ids)
@@ -1084,7 +1085,7 @@ def _(student: Handle, rng: Rng) -> None:
         fail(MUTATES)
 
 
-@generate.case("works on any device", guard=True)
+@generate.case(DEVICE_TITLE, guard=True)
 def _(student: Handle, rng: Rng) -> None:
     for temperature in (0.0, 0.8):
         model, ids = student.peer("rnn2gpt.rnn:CharRNN", 11, 5), rng.integers(0, 11, 2, 3)
