@@ -1,0 +1,104 @@
+"""Grade many submissions: in worker processes, each result kept under its key."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from autograder.grader.run import GraderError, Work, run
+
+
+def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[Work, Any]]:
+    """(work, its result) in the order of completion; the result is an exception where run failed.
+
+    A worker that dies takes nobody else's result along: what it left is tried again, one by one.
+    """
+    waiting: dict[str, Work] = {}
+    for work in works:
+        key = work.key()
+        known = _load(cache, key)
+        if known is not None:
+            yield work, known
+        else:
+            waiting[key] = work
+    for alone in (False, True):
+        for key, outcome in _round(waiting, 1 if alone else jobs, alone):
+            if isinstance(outcome, BrokenProcessPool) and not alone:
+                continue
+            if isinstance(outcome, dict):
+                _store(cache, key, outcome)
+            yield waiting.pop(key), outcome
+
+
+def _round(
+    works: dict[str, Work], jobs: int, alone: bool
+) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+    """One try at every work: in one pool, or each in a pool of its own."""
+    groups = [{key: work} for key, work in works.items()] if alone else [dict(works)]
+    for group in groups:
+        if not group:
+            continue
+        with _pool(min(jobs, len(group))) as pool:
+            futures: dict[Future[dict[str, Any]], str] = {}
+            with contextlib.suppress(BrokenProcessPool):
+                futures = {pool.submit(run, work): key for key, work in group.items()}
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield futures[future], error or future.result()
+
+
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_prepare)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def default_jobs() -> int:
+    """One worker for each core that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def failure(error: Exception) -> str:
+    """What a row says when the grader, not the student, is at fault."""
+    if isinstance(error, GraderError):
+        return f"The grader could not run this: {error}"
+    if isinstance(error, BrokenProcessPool):
+        return "The grader's own process died over this submission. It was not graded."
+    return f"The grader failed over this submission ({type(error).__name__}: {error})."
+
+
+def _load(cache: Path | None, key: str) -> dict[str, Any] | None:
+    if cache is None:
+        return None
+    try:
+        return json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _store(cache: Path | None, key: str, result: dict[str, Any]) -> None:
+    if cache is None:
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = cache / f"{key}.{os.getpid()}.draft"
+    draft.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    draft.replace(cache / f"{key}.json")  # whole or not at all

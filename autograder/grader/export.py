@@ -1,0 +1,77 @@
+"""Results as JSON, as CSV, and as a table in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+KEYS = (
+    "student", "assignment", "notebook", "score", "max_score", "status", "message", "isolation",
+    "seconds", "exercises", "notes", "path", "checks",
+)  # fmt: skip
+EXERCISE_KEYS = ("name", "points", "max_points", "status", "message", "misconception", "see")
+CASE_KEYS = ("name", "visible", "passed", "message")
+_COLORS = {"graded": "", "refused": "yellow", "skipped": "yellow", "failed": "red"}
+
+
+def public(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as `results.json` holds it."""
+    chosen = {key: row[key] for key in KEYS}
+    chosen["exercises"] = [
+        {key: exercise[key] for key in EXERCISE_KEYS}
+        | {"cases": [{key: case[key] for key in CASE_KEYS} for case in exercise["cases"]]}
+        for exercise in row["exercises"]
+    ]
+    return chosen
+
+
+def as_json(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as `results.json` holds them."""
+    return json.dumps([public(row) for row in rows], indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def export(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write `results.json` and `results.csv`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(as_json(rows) + "\n", encoding="utf-8")
+    with (out / "results.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        head = [key for key in KEYS[:9] if key != "message"]
+        names = list(dict.fromkeys(e["name"] for row in rows for e in row["exercises"]))
+        writer.writerow([*head, *names, "message"])
+        for row in rows:
+            points = {e["name"]: e["points"] for e in row["exercises"]}
+            values = [*(row[key] for key in head), *(points.get(name, "") for name in names)]
+            writer.writerow([_harmless(value) for value in [*values, row["message"]]])
+
+
+def _harmless(value: Any) -> Any:
+    """Text that no spreadsheet takes for a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """The rows as a table; texts of students are shown as they are, never as markup."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("student", no_wrap=True, max_width=24)
+    table.add_column("assignment", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("what the row says", overflow="fold")
+    for row in rows:
+        color = _COLORS[row["status"]]
+        has_score = row["status"] in ("graded", "refused")
+        score = f"{row['score']:g} / {row['max_score']:g}" if has_score else "–"
+        message = row["message"] if len(row["message"]) <= 160 else row["message"][:157] + "…"
+        cells = (row["student"], row["assignment"] or "?", score, message)
+        table.add_row(*(Text(cell, style=color) for cell in cells))
+    console.print(table)

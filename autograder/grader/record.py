@@ -1,0 +1,114 @@
+"""Write results into nbgrader's gradebook, so that Formgrader and `nbgrader export` show them.
+
+One process writes, through nbgrader's own API. Marks that a human gave are never touched. Beside
+the gradebook stands `autograded/<student>/<assignment>/<notebook>.ipynb`, which Formgrader shows:
+our release's cells with the student's answers in them, and no outputs.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from autograder.grader.tools import put_tools_on_path
+
+_SCHEMES = re.compile(r"(javascript|vbscript|data)\s*:", re.IGNORECASE)
+
+
+class RecordError(Exception):
+    """The gradebook does not take the results; the text says what to do."""
+
+
+def record(rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path) -> None:
+    """Write graded and refused rows to `out/gradebook.db` and `out/autograded`.
+
+    `releases` holds our notebook for each assignment that occurs in the rows.
+    """
+    put_tools_on_path()
+    from nbgrader.api import Gradebook
+
+    known = [row for row in rows if row["assignment"] and row["status"] in ("graded", "refused")]
+    if not known:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    url = f"sqlite:///{out / 'gradebook.db'}"
+    notebooks = {name: nbformat.reads(text.decode(), 4) for name, text in releases.items()}
+    with Gradebook(url) as gradebook:
+        for assignment, notebook in {(row["assignment"], row["notebook"]) for row in known}:
+            _declare(gradebook, url, assignment, notebook, notebooks[assignment])
+        for row in known:
+            filled = fill(notebooks[row["assignment"]], row["work"] or {})
+            _write_grades(gradebook, row, filled)
+            path = out / "autograded" / row["student"] / row["assignment"]
+            path.mkdir(parents=True, exist_ok=True)
+            nbformat.write(filled, path / f"{row['notebook']}.ipynb")
+
+
+def _declare(gradebook: Any, url: str, assignment: str, name: str, notebook: NotebookNode) -> None:
+    """Tell the gradebook of an assignment's cells, by nbgrader's own step for it."""
+    from nbgrader.preprocessors import SaveCells
+
+    gradebook.update_or_create_assignment(assignment)
+    where = {"notebook": name, "assignment": assignment, "student": ".", "db_url": url}
+    try:
+        SaveCells().preprocess(notebook.copy(), {"nbgrader": where})
+    except RuntimeError as error:
+        raise RecordError(
+            f"The cells of {assignment} have changed since submissions were recorded ({error})."
+            " Grade into another folder with --out, or move gradebook.db away to start anew."
+        ) from error
+
+
+def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> None:
+    from nbgrader.utils import compute_checksum, is_grade, is_solution
+
+    student, assignment, notebook = row["student"], row["assignment"], row["notebook"]
+    gradebook.update_or_create_student(student)
+    gradebook.update_or_create_submission(assignment, student)
+    earned = {f"check_{e['name']}": e["points"] for e in row["exercises"]}
+    said = {e["name"]: e["message"] for e in row["exercises"]}
+    for cell in filled.cells:
+        if "nbgrader" not in cell.metadata:
+            continue
+        name = cell.metadata.nbgrader["grade_id"]
+        blank = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
+        if is_grade(cell):
+            grade = gradebook.find_grade(name, notebook, assignment, student)
+            by_hand = is_solution(cell)  # a written question
+            grade.auto_score = (0.0 if blank else None) if by_hand else earned.get(name, 0.0)
+            grade.needs_manual_grade = grade.auto_score is None and grade.manual_score is None
+        if is_solution(cell):
+            comment = gradebook.find_comment(name, notebook, assignment, student)
+            comment.auto_comment = said.get(name) or ("No response." if blank else None)
+    gradebook.db.commit()
+
+
+def fill(release: NotebookNode, work: dict[str, Any]) -> NotebookNode:
+    """Our notebook with a student's answers in place, safe to show."""
+    notebook = nbformat.from_dict(json.loads(nbformat.writes(release)))
+    answers: dict[str, list[str]] = {}
+    for cell in work.get("cells", ()):
+        if cell["answer"]:
+            answers.setdefault(cell["name"], []).append(cell["source"])
+    for cell in notebook.cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if name in answers:
+            cell.source = "\n\n".join(answers[name])
+        elif name in work.get("written", {}):
+            cell.source = defuse(work["written"][name])
+    helpers = [cell for cell in work.get("cells", ()) if not cell["answer"]]
+    for number, helper in reversed(list(enumerate(helpers))):  # from the end: places stay valid
+        added = nbformat.v4.new_code_cell(helper["source"], id=f"helper-{number}")
+        notebook.cells.insert(helper["place"], added)
+    return notebook
+
+
+def defuse(markdown: str) -> str:
+    """A student's Markdown without HTML and without links that run code."""
+    return _SCHEMES.sub(r"\1 :", html.escape(markdown, quote=False))
