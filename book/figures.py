@@ -16,7 +16,7 @@ A page's kernel runs in the folder of the page, so a plain import finds this fil
 `show` writes one SVG into the page. It is transparent and its text and axes take the page's text
 color. The six colors of the style (`BLUE`, `VERMILLION`, `GREEN`, `PURPLE`, `ORANGE`, `SKY`, after
 Okabe and Ito) become CSS variables, so the same figure reads in light mode, in dark mode and in
-print. Keep the default size: 4.8 inches is what stays readable on a phone 360 pixels wide. The
+print. Keep the default size: 4.2 inches is what stays readable on a phone 360 pixels wide. The
 table is folded beneath the figure; numbers in it are shown with four significant digits.
 
 `publish` hands numbers from the page to an explorer's script, and `say` hands one to the prose,
@@ -59,9 +59,9 @@ CSS_COLORS = {
 plt.style.use(str(Path(__file__).parent / "_static" / "course.mplstyle"))
 
 
-def figure(height: float = 3.0, **options: Any) -> tuple[Figure, Any]:
-    """`plt.subplots` at the book's width (4.8 inches); `height` in inches, options passed on."""
-    return plt.subplots(figsize=(4.8, height), layout="constrained", **options)
+def figure(height: float = 2.7, **options: Any) -> tuple[Figure, Any]:
+    """`plt.subplots` at the book's width (4.2 inches); `height` in inches, options passed on."""
+    return plt.subplots(figsize=(4.2, height), layout="constrained", **options)
 
 
 def label_lines(ax: Axes, pad: float = 4.0) -> None:

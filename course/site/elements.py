@@ -32,7 +32,7 @@ import re
 import shutil
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 from docutils import nodes
@@ -145,16 +145,12 @@ MARK = re.compile(r"^\[( |x|X)\]\s*")
 
 def _split_first_line(paragraph: nodes.paragraph) -> tuple[list[nodes.Node], list[nodes.Node]]:
     """The inline nodes before and after the paragraph's first line break."""
-    first: list[nodes.Node] = []
-    rest: list[nodes.Node] = []
-    for child in paragraph.children:
-        if not rest and isinstance(child, nodes.Text) and "\n" in child:
+    for i, child in enumerate(paragraph.children):
+        if isinstance(child, nodes.Text) and "\n" in child:
             before, after = str(child).split("\n", 1)
-            first.append(nodes.Text(before))
-            rest.append(nodes.Text(after))
-        else:
-            (rest or first if not rest else rest).append(child)
-    return first, rest
+            first = [*paragraph.children[:i], nodes.Text(before)]
+            return first, [nodes.Text(after), *paragraph.children[i + 1 :]]
+    return list(paragraph.children), []
 
 
 class Question(SphinxDirective):
@@ -225,9 +221,7 @@ def _visit_choice_text(self: HTML5Translator, node: choice_text) -> None:
 
 def _visit_explanation(self: HTML5Translator, node: explanation) -> None:
     verdict = "Right." if node.parent["right"] else "Not so."
-    self.body.append(
-        f"<details><summary>Explanation</summary><div><p class='mark'>{verdict}</p>"
-    )
+    self.body.append(f"<details><summary>Explanation</summary><div><p class='mark'>{verdict}</p>")
 
 
 # ---------------------------------------------------------------------------------- the explorer
@@ -236,7 +230,7 @@ def _visit_explanation(self: HTML5Translator, node: explanation) -> None:
 class Explorer(SphinxDirective):
     required_arguments = 1
     has_content = True
-    option_spec = {"data": directives.unchanged, "label": directives.unchanged_required}
+    option_spec: ClassVar = {"data": directives.unchanged, "label": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]

@@ -64,9 +64,9 @@ def _choose_cache(app: Sphinx, docname: str, source: list[str]) -> None:
     folder = Path(app.outdir).parent / ".jupyter_cache" / key / docname.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     env.mystnb_config = env.mystnb_config.copy(execution_cache_path=str(folder))  # type: ignore[attr-defined]
-    if not hasattr(env, "execution_keys"):
-        env.execution_keys = {}  # type: ignore[attr-defined]
-    env.execution_keys[docname] = key
+    keys: dict[str, str] = getattr(env, "execution_keys", {})
+    keys[docname] = key
+    env.execution_keys = keys  # type: ignore[attr-defined]
 
 
 def _purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:

@@ -38,9 +38,7 @@ def to_mathml(latex: str, *, display: bool, macros: dict[str, str] | None = None
 
 def _convert(translator: HTML5Translator, node: nodes.Element, *, display: bool) -> str:
     try:
-        return to_mathml(
-            node.astext(), display=display, macros=translator.config.mathml_macros
-        )
+        return to_mathml(node.astext(), display=display, macros=translator.config.mathml_macros)
     except LatexError as error:
         logger.warning("LaTeX not understood: %s in %s", error, node.astext(), location=node)
         return f"<code>{escape(node.astext())}</code>"

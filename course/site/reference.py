@@ -20,8 +20,8 @@ PLACE = "\x00{}\x00"
 def to_rst(lines: list[str]) -> list[str]:
     """The docstring `lines` as reStructuredText.
 
-    >>> to_rst(["Scales `g` in place; see clip_grad_norm_.", "", "    g *= 2"])
-    ['Scales ``g`` in place; see clip_grad_norm\\\\_.', '', '.. code-block:: python', '', '    g *= 2', '']
+    >>> to_rst(["Scales `g` in place.", "", "    g *= 2"])
+    ['Scales ``g`` in place.', '', '.. code-block:: python', '', '    g *= 2', '']
     """
     result: list[str] = []
     for block in _blocks(lines):
