@@ -121,7 +121,7 @@ class CharLSTMConfig:
 class CharLSTM(nn.Module):
     """A language model with LSTM layers between an embedding and a linear head.
 
-    The forget gates start open: their bias b_ih is 1 (Jozefowicz et al. 2015, section 5), so that
+    The forget gates start open: their bias b_ih is 1 (Jozefowicz et al. 2015), so that
     the cell keeps what it holds until training teaches it to forget.
     """
 

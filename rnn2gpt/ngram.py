@@ -1,7 +1,7 @@
 """Counting: bigram tables and the interpolated Kneser–Ney model (chapter 01).
 
-The Kneser–Ney model is the modified, interpolated form of Chen & Goodman (1999, section 3.4,
-after Kneser & Ney 1995): each order subtracts a discount from its counts and hands what it took to
+The Kneser–Ney model is the modified, interpolated form of Chen & Goodman (1999), after Kneser &
+Ney (1995): each order subtracts a discount from its counts and hands what it took to
 the order below, where a token counts by the number of different contexts it has followed.
 
 >>> ids = torch.tensor([0, 1, 0, 1, 0, 2])
@@ -190,8 +190,9 @@ def _find(table: Codes, wanted: Codes) -> tuple[Codes, NDArray[np.bool_]]:
 def _discounts(counts: Codes) -> Floats:
     """What to take from a count of 0, 1, 2 and 3+, from how many grams have counts 1 to 4.
 
-    Chen & Goodman 1999, equation 26. Where too few grams are rare (single letters, tiny texts) the
-    estimate does not exist; KenLM's fallback of 0.5, 1 and 1.5 then stands in.
+    Chen & Goodman 1999: Y = n₁ / (n₁ + 2 n₂), D₁ = 1 − 2Y n₂/n₁ and so on. Where too few grams are
+    rare (single letters, tiny texts) the estimate does not exist; KenLM's fallback of 0.5, 1 and
+    1.5 then stands in.
     """
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     if min(n1, n2, n3) > 0:

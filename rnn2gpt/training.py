@@ -264,7 +264,7 @@ class Trainer:
         with bar, _interrupt_flag() as interrupted:
             while not (self._is_over() or interrupted()):
                 started = time.perf_counter()
-                self._train_step()
+                self.train_step()
                 self.training_seconds += time.perf_counter() - started
                 self.seconds = before + time.perf_counter() - began
                 bar.update()
@@ -311,10 +311,11 @@ class Trainer:
             c.minutes is not None and self.seconds >= 60 * c.minutes
         )
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """One batch, one update."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        x, y = self._batch()
+        x, y = self.batch()
         logits, self.state = self.architecture.run(self.model, x, detach_state(self.state))
         loss = cross_entropy(logits.flatten(0, 1), y.flatten())  # (B·T, V) and (B·T,)
         self.optimizer.zero_grad()
@@ -324,7 +325,8 @@ class Trainer:
         self.losses.append(loss.detach())
         self.step += 1
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """x and y (B, T) of the coming step."""
         c = self.config
         if self.architecture.recurrent:
             x, y = tapes(self.train_ids, self.step, c.block_size, c.batch_size, self.offset)

@@ -67,7 +67,7 @@ def test_bigram_counts_and_probabilities() -> None:
 
 
 def kneser_ney_by_definition(text: list[int], context: list[int], token: int, v: int) -> float:
-    """Equations 16, 24 and 26 of Chen & Goodman 1999 for order len(context) + 1, on dicts."""
+    """Chen & Goodman's recursion for order len(context) + 1, written out on dicts."""
 
     def discount(counts: Counter[tuple[int, ...]]) -> list[float]:
         n = [sum(1 for c in counts.values() if c == k) for k in range(5)]

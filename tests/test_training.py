@@ -145,14 +145,14 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole")
     whole.run()
     part = trainer(tmp_path / "parts")
-    train_step = part._train_step
+    train_step = part.train_step
 
     def press_ctrl_c_at_step_7() -> None:
         train_step()
         if part.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
-    part._train_step = press_ctrl_c_at_step_7  # type: ignore[method-assign]
+    part.train_step = press_ctrl_c_at_step_7  # type: ignore[method-assign]
     result = part.run()
     assert result.interrupted and result.step == 7
     seed_everything(99)  # whatever else happened in between
@@ -225,13 +225,13 @@ def test_a_model_without_state_trains_on_random_windows(monkeypatch: pytest.Monk
     monkeypatch.setitem(checkpoint.MODELS, "bigram", entry)
     sizes = BigramConfig(vocab_size=TOKENIZER.vocab_size)
     run = trainer(None, replace(CONFIG, model="bigram", steps=60, learning_rate=0.1), sizes)
-    first = run._batch()
+    first = run.batch()
     result = run.run()
     assert result.validation_nats is not None
     assert result.validation_nats < 0.7 * math.log(TOKENIZER.vocab_size)
-    assert not torch.equal(first[0], run._batch()[0])
+    assert not torch.equal(first[0], run.batch()[0])
     run.step = 0
-    assert torch.equal(first[0], run._batch()[0])  # a batch is a function of seed and step
+    assert torch.equal(first[0], run.batch()[0])  # a batch is a function of seed and step
 
 
 def test_seeds_differ_and_repeat() -> None:
