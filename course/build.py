@@ -147,14 +147,20 @@ def _run_jupyter_book(root: Path, build: Path, *, fresh: bool, console: Console)
         raise BuildError(f"{_problems(lines)}\nThe whole log is in {log}.")
 
 
+TROUBLE = re.compile(r"WARNING|ERROR|CRITICAL|Traceback|Error\b|Exception")
+NOISE = re.compile(r"IPKernelApp|site-packages|lib/python3|^\s*[\^~]+$")
+
+
 def _problems(lines: list[str]) -> str:
-    """The lines of a failed build that say why: warnings, errors and tracebacks."""
+    """The lines of a failed build that say why: warnings, errors and tracebacks of pages."""
     keep: list[str] = []
-    trouble = re.compile(r"WARNING|ERROR|CRITICAL|Traceback|Error\b|Exception")
     for i, line in enumerate(lines):
-        if trouble.search(line):
+        if line.startswith("Exception occurred:") and keep:
+            break  # Sphinx repeats the error with its own stack
+        if TROUBLE.search(line):
             keep += lines[i : i + 12] if "Traceback" in line else [line]
-    return "\n".join(dict.fromkeys(keep)) or "\n".join(lines[-20:])
+    keep = [line for line in dict.fromkeys(keep) if line.strip() and not NOISE.search(line)]
+    return "\n".join(keep) or "\n".join(lines[-20:])
 
 
 def serve_site(root: Path, *, port: int = 8000, open_browser: bool = False) -> None:

@@ -14,6 +14,7 @@ from docutils import nodes
 from math_core import LatexError, LatexToMathML
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,13 @@ def visit_inline(translator: HTML5Translator, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def visit_block(translator: HTML5Translator, node: nodes.Element) -> None:
+def visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     math = _convert(translator, node, display=True)
     ids = "".join(f' id="{escape(i)}"' for i in node.get("ids", [])[:1])
     number = ""
     if node.get("number"):
         link = f'<a class="headerlink" href="#{node["ids"][0]}" title="Link to this equation">#</a>'
-        number = f'<span class="eqno">({node["number"]}){link if node["ids"] else ""}</span>'
+        number = f'<span class="eqno">({get_node_equation_number(translator, node)}){link}</span>'
     translator.body.append(
         f'<div class="equation"{ids}><div class="equation-body">{math}</div>{number}</div>\n'
     )
