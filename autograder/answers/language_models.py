@@ -168,9 +168,9 @@ def batch_by_loop(
 
 ANSWERS = {
     "bigram_counts": [
+        counts_by_one_hot,
         counts_by_bincount,
         counts_by_loop,
-        counts_by_one_hot,
         counts_by_index_put,
     ],
     "bigram_probabilities": [
