@@ -10,8 +10,9 @@ The data curve asks how the rungs move with more text: growing first parts of `a
 on its last tenth, which are plays that no model has read. There the networks also get a larger
 budget: four times the parameters on about as many tokens, so four times the FLOPs.
 
-Everything lands in `book/_data/ladder.json`, by name: measuring some models again replaces theirs
-and keeps the rest. To add a rung, add the model to `rnn2gpt.checkpoint.MODELS` and to `NETWORKS`.
+Everything lands in `book/_data/ladder.json`, by name; what is there under the same protocol is not
+measured again (delete an entry, or the file, to have it measured anew). To add a rung, add the
+model to `rnn2gpt.checkpoint.MODELS` and to `NETWORKS`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -47,7 +48,7 @@ from rnn2gpt.training import Trainer, TrainingConfig, evaluate
 NETWORKS = {"rnn": "RNN", "lstm": "LSTM"}
 PARAMETERS = 148_500  # an LSTM of width 128
 FLOPS = 4e12  # about 2,300 steps of 32 × 64 characters at this size
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # and beyond, while the best is at an end
 ORDERS = tuple(range(1, 9))
 SEEDS = 3
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training part of all-plays
@@ -212,6 +213,7 @@ def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seed_interval": _rounded(seed_interval(each)),
         "text_interval": _rounded(text_interval(blocks)),
         "seconds": round(mean(run["seconds"] for run in runs), 2),
+        "cpu_seconds": round(mean(run["cpu_seconds"] for run in runs), 2),
         "block_nats": [round(float(b), 4) for b in blocks],
         "runs": [
             {"nats": round(one, 5)} | {k: run[k] for k in ("seed", *_PER_RUN, "curve") if k in run}
@@ -264,19 +266,24 @@ class Plan:
 
 
 def climb(plan: Plan, path: Path, progress: bool = True) -> dict[str, Any]:
-    """Measure what the plan names, writing `path` after every part; returns its content."""
+    """Measure what the plan names and `path` does not hold yet; returns the file's content.
+
+    The file is written after every measurement, so a run that is broken off goes on where it was.
+    A file made under another protocol (text, parameters, FLOPs, seeds) is started afresh.
+    """
     ladder = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    protocol = {
+        "text": _text("nine-plays"),
+        "parameters": plan.parameters,
+        "flops": plan.flops,
+        "seeds": plan.seeds,
+        "block_characters": BLOCK,
+        "interval": 0.95,
+    }
+    if ladder.get("protocol") != protocol:
+        ladder = {"protocol": protocol}
     ladder |= {
         "command": "rnn2gpt ladder",
-        "text": _text("nine-plays"),
-        "protocol": {
-            "parameters": plan.parameters,
-            "flops": plan.flops,
-            "seeds": plan.seeds,
-            "rates_searched": list(plan.rates),
-            "block_characters": BLOCK,
-            "interval": 0.95,
-        },
         "versions": {
             "rnn2gpt": __version__,
             "python": platform.python_version(),
@@ -286,8 +293,7 @@ def climb(plan: Plan, path: Path, progress: bool = True) -> dict[str, Any]:
         "machine": machine() | {"threads_per_run": 1, "runs_at_a_time": plan.jobs},
     }
     with ProcessPoolExecutor(plan.jobs, get_context("spawn")) as pool:
-        for part, entries in _parts(plan, ladder, pool, progress):
-            ladder.setdefault(part, {}).update(entries)
+        for _ in _parts(plan, ladder, pool, progress):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, ladder)
     return ladder
@@ -295,42 +301,52 @@ def climb(plan: Plan, path: Path, progress: bool = True) -> dict[str, Any]:
 
 def _parts(
     plan: Plan, ladder: dict[str, Any], pool: ProcessPoolExecutor, progress: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of the ladder in order, each as (name, its entries by name)."""
+) -> Iterator[None]:
+    """Fill the ladder part by part; yields whenever there is something new to write."""
+
+    def measure(part: str, jobs: dict[str, list[Job]], title: str) -> Iterator[None]:
+        entries = ladder.setdefault(part, {})
+        missing = {name: several for name, several in jobs.items() if name not in entries}
+        for name, runs in _run(pool, missing, title, progress):
+            entries[name] = {"model": jobs[name][0].model} | summarize(runs)
+            yield
+
     networks = [model for model in plan.models if model in NETWORKS]
     base = Job(model="", parameters=plan.parameters, flops=plan.flops)
     if "ngram" in plan.models:
-        jobs = {f"kneser-ney-{n}": [replace(base, model="ngram", order=n)] for n in plan.orders}
-        yield "rungs", _measure(pool, jobs, "n-grams", progress)
+        counted = replace(base, model="ngram")
+        jobs = {f"kneser-ney-{n}": [replace(counted, order=n)] for n in plan.orders}
+        yield from measure("rungs", jobs, "n-grams")
 
+    search = ladder.setdefault("search", {})
     tuning = replace(base, tuning=True, flops=plan.flops / 4)
-    jobs = {
+    while tries := {
         f"{model}@{rate:g}": [replace(tuning, model=model, learning_rate=rate)]
         for model in networks
-        for rate in plan.rates
-    }
-    searched = _measure(pool, jobs, "learning rates", progress)
-    search = {
-        model: {f"{rate:g}": searched[f"{model}@{rate:g}"]["nats"] for rate in plan.rates}
+        for rate in rates_to_try(search.get(model, {}), plan.rates)
+    }:
+        for name, (run,) in _run(pool, tries, "learning rates", progress):
+            model, rate = name.split("@")
+            search.setdefault(model, {})[rate] = round(float(run["nll"].mean()), 5)
+            yield
+    trained = {
+        model: replace(base, model=model, learning_rate=best_rate(search[model]))
         for model in networks
     }
-    yield "search", search
-    rates = {model: float(min(found, key=lambda r: found[r])) for model, found in search.items()}
-
-    trained = {m: replace(base, model=m, learning_rate=rates[m]) for m in networks}
     jobs = {model: list(_seeds(job, plan)) for model, job in trained.items()}
-    yield "rungs", _measure(pool, jobs, "networks", progress)
+    yield from measure("rungs", jobs, "networks")
 
     if plan.data_curve:
-        yield "held_out", _text("all-plays")
+        ladder["held_out"] = _text("all-plays")
         if "ngram" in plan.models:
-            counted = replace(base, model="ngram", text="all-plays")
             jobs = {
-                f"kneser-ney-{n}@{fraction:g}": [replace(counted, order=n, fraction=fraction)]
+                f"kneser-ney-{n}@{fraction:g}": [
+                    replace(counted, text="all-plays", order=n, fraction=fraction)
+                ]
                 for fraction in FRACTIONS
                 for n in plan.orders
             }
-            yield "data_curve", _measure(pool, jobs, "n-grams by size of text", progress)
+            yield from measure("data_curve", jobs, "n-grams by size of text")
         for factor, name, fractions in ((1, "", NETWORK_FRACTIONS), (LARGER, "-larger", (1.0,))):
             jobs = {
                 f"{model}{name}@{fraction:g}": [
@@ -338,15 +354,33 @@ def _parts(
                         job,
                         text="all-plays",
                         fraction=fraction,
-                        parameters=factor * job.parameters,
-                        flops=factor * job.flops,
+                        parameters=factor * plan.parameters,
+                        flops=factor * plan.flops,
                     )
                 ]
                 for model, job in trained.items()
                 for fraction in fractions
             }
-            title = f"{'larger ' if name else ''}networks by size of text"
-            yield "data_curve", _measure(pool, jobs, title, progress)
+            yield from measure("data_curve", jobs, f"networks{name} by size of text")
+
+
+def rates_to_try(found: dict[str, float], first: Sequence[float]) -> list[float]:
+    """Learning rates still to measure: the first ones, then half or twice a best one at the end.
+
+    >>> rates_to_try({"0.001": 2.0, "0.002": 1.9, "0.004": 1.8}, [0.001, 0.002, 0.004])
+    [0.008]
+    """
+    if missing := [rate for rate in first if f"{rate:g}" not in found]:
+        return missing
+    rates, best = sorted(map(float, found)), best_rate(found)
+    if len(rates) > 2 and best in (rates[0], rates[-1]):
+        return [best / 2 if best == rates[0] else best * 2]
+    return []
+
+
+def best_rate(found: dict[str, float]) -> float:
+    """The learning rate with the lowest loss."""
+    return float(min(found, key=lambda rate: found[rate]))
 
 
 def _seeds(job: Job, plan: Plan) -> Iterator[Job]:
@@ -356,24 +390,20 @@ def _seeds(job: Job, plan: Plan) -> Iterator[Job]:
         yield replace(job, seed=seed, export=export if seed == 0 else "")
 
 
-def _measure(
+def _run(
     pool: ProcessPoolExecutor, jobs: dict[str, list[Job]], title: str, progress: bool
-) -> dict[str, Any]:
-    """Run the jobs of every entry, first seeds first, and summarize each entry."""
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Run all jobs, everyone's first seed first; yields each name's runs when it has them all."""
     todo = [(name, i) for name, several in jobs.items() for i in range(len(several))]
     todo.sort(key=lambda item: item[1])
     futures = {pool.submit(jobs[name][i].run): (name, i) for name, i in todo}
     done: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in jobs}
-    bar: Iterable[Any] = tqdm(
-        as_completed(futures), title, len(futures), unit="run", disable=not progress
-    )
+    bar = tqdm(as_completed(futures), title, len(futures), unit="run", disable=not progress)
     for future in bar:
         name, i = futures[future]
         done[name][i] = future.result()
-    return {
-        name: {"model": jobs[name][0].model} | summarize([runs[i] for i in sorted(runs)])
-        for name, runs in done.items()
-    }
+        if len(done[name]) == len(jobs[name]):
+            yield name, [runs for _, runs in sorted(done[name].items())]
 
 
 def _text(name: str) -> dict[str, Any]:

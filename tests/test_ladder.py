@@ -15,10 +15,12 @@ from course.ladder import (
     PARAMETERS,
     Job,
     Plan,
+    best_rate,
     climb,
     flops_per_token,
     machine,
     matched_config,
+    rates_to_try,
     seed_interval,
     summarize,
     table,
@@ -64,7 +66,8 @@ def test_text_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_summarize_averages_seeds_and_keeps_blocks() -> None:
     chance = np.random.default_rng(2)
     runs = [
-        {"nll": chance.random(2 * BLOCK + 7), "seed": s, "seconds": 1.0 + s, "parameters": 9}
+        {"nll": chance.random(2 * BLOCK + 7), "seed": s, "seconds": 1.0 + s, "cpu_seconds": 1.0}
+        | {"parameters": 9}
         for s in range(3)
     ]
     rung = summarize(runs)
@@ -81,13 +84,12 @@ def test_summarize_averages_seeds_and_keeps_blocks() -> None:
 @pytest.mark.slow
 def test_climb_writes_rungs_and_keeps_the_others(tmp_path: Path) -> None:
     path = tmp_path / "ladder.json"
-    path.write_text(json.dumps({"rungs": {"gpt": {"nats": 9.0}}}))
     plan = Plan(
         models=("ngram", "rnn"),
         seeds=2,
         flops=2e9,
         orders=(1, 2),
-        rates=(1e-3, 1e-2),
+        rates=(2e-3, 4e-3),
         data_curve=False,
         jobs=2,
         export=tmp_path / "models",
@@ -95,21 +97,38 @@ def test_climb_writes_rungs_and_keeps_the_others(tmp_path: Path) -> None:
     ladder = climb(plan, path, progress=False)
     assert json.loads(path.read_text()) == ladder
     rungs = ladder["rungs"]
-    assert list(rungs) == ["gpt", "kneser-ney-1", "kneser-ney-2", "rnn"]
+    assert list(rungs) == ["kneser-ney-1", "kneser-ney-2", "rnn"]
     # Order 1 spends what the letters' frequencies allow, order 2 is near bigram entropy.
     assert rungs["kneser-ney-2"]["nats"] < rungs["kneser-ney-1"]["nats"] < math.log(64)
     rnn = rungs["rnn"]
     assert [run["seed"] for run in rnn["runs"]] == [0, 1]
     assert rnn["runs"][0]["nats"] != rnn["runs"][1]["nats"]
     assert rnn["flops"] == pytest.approx(2e9, rel=0.5)
-    assert set(ladder["search"]["rnn"]) == {"0.001", "0.01"}
-    assert rnn["learning_rate"] == float(
-        min(ladder["search"]["rnn"], key=ladder["search"]["rnn"].__getitem__)
-    )
+    assert set(ladder["search"]["rnn"]) == {"0.002", "0.004"}
+    assert rnn["learning_rate"] == best_rate(ladder["search"]["rnn"])
     kept = load_model(tmp_path / "models" / "rnn")
     assert (tmp_path / "models" / "rnn" / "model.safetensors").stat().st_size < 300_000
     assert kept.info["validation_nats"] == pytest.approx(rnn["runs"][0]["nats"], abs=1e-2)
-    assert "kneser-ney-2" in table({"rungs": {k: v for k, v in rungs.items() if k != "gpt"}})
+    assert "kneser-ney-2" in table(ladder)
+
+    # Again: what is there stays as it is, what was taken away is measured again and is the same.
+    ladder["rungs"]["rnn"]["nats"] = 0.0
+    taken = ladder["rungs"].pop("kneser-ney-1")
+    path.write_text(json.dumps(ladder))
+    again = climb(plan, path, progress=False)["rungs"]
+    assert again["rnn"]["nats"] == 0.0
+    assert again["kneser-ney-1"]["block_nats"] == taken["block_nats"]
+
+
+def test_the_search_goes_on_while_the_best_rate_is_at_an_end() -> None:
+    first = (0.001, 0.002, 0.004)
+    assert rates_to_try({}, first) == list(first)
+    assert rates_to_try({"0.001": 1.0}, first) == [0.002, 0.004]
+    falling = {"0.001": 3.0, "0.002": 2.0, "0.004": 1.0}
+    assert rates_to_try(falling, first) == [0.008]
+    assert rates_to_try(falling | {"0.008": 1.5}, first) == []
+    assert rates_to_try({"0.001": 1.0, "0.002": 2.0, "0.004": 3.0}, first) == [0.0005]
+    assert best_rate(falling | {"0.008": 1.5}) == 0.004
 
 
 def test_tuning_never_sees_the_held_out_text() -> None:
