@@ -272,16 +272,16 @@ def climb(plan: Plan, path: Path, progress: bool = True) -> dict[str, Any]:
     A file made under another protocol (text, parameters, FLOPs, seeds) is started afresh.
     """
     ladder = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = _text("nine-plays")
     protocol = {
-        "text": _text("nine-plays"),
         "parameters": plan.parameters,
         "flops": plan.flops,
         "seeds": plan.seeds,
         "block_characters": BLOCK,
         "interval": 0.95,
     }
-    if ladder.get("protocol") != protocol:
-        ladder = {"protocol": protocol}
+    if (ladder.get("text"), ladder.get("protocol")) != (text, protocol):
+        ladder = {"text": text, "protocol": protocol}
     ladder |= {
         "command": "rnn2gpt ladder",
         "versions": {
