@@ -25,7 +25,8 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from course.site.execution import execution_key, hash_files
+from course.fingerprint import hash_files
+from course.site.execution import execution_key
 
 # Everything a page is made of. `exercises` are offered for download, `rnn2gpt` and `autograder`
 # are run by pages and described in the reference.

@@ -6,15 +6,32 @@ which lacks the instructor's rooms, still offers the verbs it can serve.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """Says in a sentence when a verb needs a part of the course that is not installed."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"This verb needs {error.name}, which is not installed here. A student's bundle"
+                " holds check, train, generate and data; for the rest take a checkout of the"
+                " course and run `python run.py`."
+            ) from None
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rnn2gpt")
 def main() -> None:
     """From RNN to GPT: build the site, release and grade the exercises, train the models."""
@@ -228,8 +245,9 @@ def generate(
 @main.command()
 @click.option("--check", "only_check", is_flag=True, help="Fail if exercises/ is out of date.")
 @click.option("--bundle", is_flag=True, help="Also pack what a class is given into dist/.")
+@click.option("--fresh/--if-changed", default=True, help="Redo it even if no source changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def release(only_check: bool, bundle: bool, as_json: bool) -> None:
+def release(only_check: bool, bundle: bool, fresh: bool, as_json: bool) -> None:
     """Regenerate the students' notebooks in exercises/ from solutions/."""
     from course.build import repository_root
     from course.bundle import write_bundle
@@ -238,7 +256,7 @@ def release(only_check: bool, bundle: bool, as_json: bool) -> None:
 
     root = repository_root()
     try:
-        released = release_all(root)
+        released = release_all(root, fresh)
     except ReleaseError as error:
         raise click.ClickException(str(error)) from None
     rows = [{**vars(one), "path": str(one.path.relative_to(root))} for one in released]
@@ -313,6 +331,132 @@ def ladder(
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(result, indent=1) if as_json else table(result))
     click.echo(f"Written to {path}", err=True)
+
+
+@main.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--sample", is_flag=True, help="Grade the bundled sample class instead of PATH.")
+@click.option("--assignment", help="Which exercise it is, where names do not tell: 02-rnn.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where results go.  [the course]")
+@click.option("--seed-file", type=click.Path(path_type=Path), help="The class's secret.  [.seed]")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a table.")
+@click.option("--trust", is_flag=True, help="Run without a sandbox where there is none.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes.  [one a core]")
+@click.option("--no-cache", is_flag=True, help="Grade again what was graded before.")
+@click.option("--site", help="The built book's address, for links in feedback.")
+def grade(
+    path: Path | None,
+    sample: bool,
+    assignment: str | None,
+    out: Path | None,
+    seed_file: Path | None,
+    as_json: bool,
+    trust: bool,
+    jobs: int | None,
+    no_cache: bool,
+    site: str | None,
+) -> None:
+    """Grade a notebook, a folder of them, or nbgrader's submitted/ tree.
+
+    Writes results.json, results.csv, gradebook.db, autograded/ and feedback/ to --out.
+    """
+    from autograder.grader.batch import default_jobs
+    from autograder.grader.export import as_json as rows_as_json
+    from autograder.grader.grade import GradingError, Plan
+    from autograder.grader.grade import grade as grade_all
+    from autograder.grader.seed import read_seed
+    from course.build import repository_root
+    from course.sample_class import grade_sample
+
+    if (path is None) == (not sample):
+        raise click.UsageError("Give the PATH of what was handed in, or --sample.")
+    root = repository_root()
+    with _grading_progress() as progress:
+        try:
+            if sample:
+                rows, out = grade_sample(root, progress), root / "build" / "sample-class"
+            else:
+                assert path is not None
+                seed_file, out = seed_file or root / ".seed", out or root
+                if not seed_file.exists():
+                    click.echo(f"Made the class's secret seed: {seed_file} (keep it)", err=True)
+                plan = Plan(
+                    exercises=root / "exercises",
+                    out=out,
+                    secret=read_seed(seed_file),
+                    assignment=assignment,
+                    trust=trust,
+                    jobs=jobs or default_jobs(),
+                    cache=None if no_cache else root / "build" / "grading",
+                    site=site,
+                )
+                rows = grade_all(path, plan, progress)
+        except GradingError as error:
+            raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(rows_as_json(rows))
+    else:
+        _show_rows(rows, out)
+
+
+@contextlib.contextmanager
+def _grading_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error stream, so that `--json` stays clean."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("Grading", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show_rows(rows: list[dict[str, Any]], out: Path) -> None:
+    from rich.console import Console
+
+    from autograder.grader.export import show
+
+    show(rows, Console())
+    levels = ", ".join(sorted({row["isolation"] for row in rows}))
+    click.echo(f"Isolation: {levels}. Results: {out / 'results.json'} and results.csv.")
+    click.echo(f"Feedback: {out / 'feedback'}. Gradebook: {out / 'gradebook.db'}.")
+
+
+@main.command()
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--assignment", help="Which exercise it is, where names do not tell: 02-rnn.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def check(notebook: Path, assignment: str | None, as_json: bool) -> None:
+    """Check your own notebook on the visible cases, with the notebook's own sentences."""
+    from autograder.grader.check import CheckError, as_text, check_notebook
+
+    try:
+        result = check_notebook(notebook, assignment)
+    except CheckError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else as_text(result))
+
+
+@main.command()
+@click.pass_context
+def tour(context: click.Context) -> None:
+    """Do the main job once, as `python run.py` does, then say what to open."""
+    steps: tuple[tuple[str, click.Command, dict[str, Any]], ...] = (
+        ("The texts", data, {}),
+        ("The exercises, from solutions/", release, {"fresh": False}),
+        ("The site", build, {}),
+        ("A sample class, graded", grade, {"sample": True}),
+    )
+    for title, verb, options in steps:
+        click.secho(f"\n{title}", bold=True)
+        context.invoke(verb, **options)
+    root = Path(__file__).resolve().parent.parent
+    click.secho("\nWhat to open", bold=True)
+    click.echo(f"Read:   {root / 'book' / '_build' / 'html' / 'index.html'}, or: rnn2gpt serve")
+    click.echo(f"Write:  jupyter lab {root / 'exercises'}")
+    click.echo(f"Grade:  {root / 'build' / 'sample-class' / 'feedback'} holds the class's pages")
+    click.echo("Train:  rnn2gpt train --model lstm --minutes 2; rnn2gpt generate runs/lstm")
+    click.echo(f"The commands are in {Path(sys.executable).parent}.")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ would differ from one machine to the next. The same sources always give the same
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
 import shutil
@@ -25,7 +26,16 @@ from nbformat import NotebookNode
 from autograder.checks import CHAPTERS, load
 from autograder.engine.exercise import Assignment
 from autograder.grader.tools import put_tools_on_path
+from course.fingerprint import hash_files
 
+INPUTS = (
+    "_config.yml",
+    "solutions/*.py",
+    "autograder/checks/*.py",
+    "autograder/engine/*.py",
+    "course/release.py",
+    "exercises/*/*.ipynb",
+)
 HINTS = re.compile(r"<!-- hints: (\w+) -->")
 HINT_TITLES = ("Hint 1: a question", "Hint 2: a direction", "Hint 3: a shape or a formula")
 NBGRADER = {"schema_version": 3, "task": False}
@@ -56,11 +66,33 @@ def exercise_of(root: Path, assignment: Assignment) -> Path:
     return root / "exercises" / assignment.name / f"{assignment.notebook}.ipynb"
 
 
-def release(root: Path) -> list[Released]:
-    """Regenerate every notebook of `exercises/` and nbgrader's `build/source`."""
+def release(root: Path, fresh: bool = True) -> list[Released]:
+    """Regenerate every notebook of `exercises/` and nbgrader's `build/source`.
+
+    Unless `fresh`, nothing is done when neither the sources nor the notebooks changed.
+    """
+    assignments = [load(chapter) for chapter in CHAPTERS]
+    stamp_file = root / "build" / "released-from"
+    if not fresh and stamp_file.is_file() and stamp_file.read_text("utf-8") == _stamp(root):
+        return [_unchanged(exercise_of(root, assignment)) for assignment in assignments]
+    released = _release_all(root, assignments)
+    stamp_file.write_text(_stamp(root), "utf-8")
+    return released
+
+
+def _stamp(root: Path) -> str:
+    inputs = (root.glob(pattern) for pattern in INPUTS)
+    return hash_files(root, itertools.chain.from_iterable(inputs))
+
+
+def _unchanged(path: Path) -> Released:
+    facts = nbformat.read(path, as_version=4).metadata["rnn2gpt"]
+    return Released(facts["assignment"], path, facts["points"], changed=False)
+
+
+def _release_all(root: Path, assignments: list[Assignment]) -> list[Released]:
     source_root = root / "build" / "source"
     shutil.rmtree(source_root, ignore_errors=True)
-    assignments = [load(chapter) for chapter in CHAPTERS]
     for assignment in assignments:
         notebook = build_source(root, assignment)
         target = source_root / assignment.name / f"{assignment.notebook}.ipynb"

@@ -7,28 +7,21 @@ read, and Sphinx is told to read again the pages that were read under another ke
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+
+from course.fingerprint import hash_files
 
 INPUTS = {
     "rnn2gpt": ("*.py",),
     "book": ("figures.py", "_static/course.mplstyle", "_data/*"),
     ".": ("data-requirements.txt", "constraints.txt"),
 }
+KEPT = 4  # keys whose runs are kept: going back to an earlier state then costs nothing
 UNREAD = {"kill_table.json"}  # shown by a directive, read by no page's code
-
-
-def hash_files(root: Path, paths: Iterable[Path]) -> str:
-    """One hash over the names and contents of `paths`, in a stable order."""
-    digest = hashlib.sha256()
-    for path in sorted(set(paths)):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def execution_key(root: Path) -> str:
@@ -63,6 +56,7 @@ def _choose_cache(app: Sphinx, docname: str, source: list[str]) -> None:
     key: str = env.execution_key  # type: ignore[attr-defined]
     folder = Path(app.outdir).parent / ".jupyter_cache" / key / docname.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.touch()  # in use: `_forget_old_runs` drops what was used longest ago
     env.mystnb_config = env.mystnb_config.copy(execution_cache_path=str(folder))  # type: ignore[attr-defined]
     keys: dict[str, str] = getattr(env, "execution_keys", {})
     keys[docname] = key
@@ -73,8 +67,15 @@ def _purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
     getattr(env, "execution_keys", {}).pop(docname, None)
 
 
+def _forget_old_runs(app: Sphinx, error: Exception | None) -> None:
+    folders = [p for p in (Path(app.outdir).parent / ".jupyter_cache").glob("*") if p.is_dir()]
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", _set_key)
     app.connect("env-get-outdated", _outdated)
     app.connect("source-read", _choose_cache)
     app.connect("env-purge-doc", _purge)
+    app.connect("build-finished", _forget_old_runs)
