@@ -24,6 +24,8 @@ CONTENTS = (
     "autograder/engine/*.py",
     "autograder/checks/*.py",
     "autograder/grader/__init__.py",
+    "autograder/grader/channel.py",
+    "autograder/grader/check.py",
     "autograder/grader/ingest.py",
     "autograder/grader/repair.py",
     "autograder/grader/run.py",

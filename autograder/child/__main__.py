@@ -17,6 +17,7 @@ import sys
 import types
 from typing import Any, BinaryIO
 
+from autograder.child.devices import run_on_fake_device
 from autograder.child.protocol import ConnectionClosed, ProtocolError, read_message, write_message
 from autograder.child.worker import Worker, describe
 
@@ -75,7 +76,8 @@ class Session(Worker):
     def _op_cell(self, name: str, source: str) -> dict[str, Any]:
         filename = f"<cell {name}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-        exec(compile(source, filename, "exec"), self.main.__dict__)
+        code = compile(source, filename, "exec", dont_inherit=True)
+        exec(code, self.main.__dict__)
         return {"value": None}
 
     def _ask_parent(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -119,13 +121,24 @@ def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
     return requests, replies
 
 
-def main(settings: dict[str, Any]) -> None:
-    """Serve one submission; returns when the grader closes the connection."""
+def prepare() -> None:
+    """What takes long and is the same for every submission."""
     import torch
 
-    _lower_rights(settings["uid"], settings["limits"])
-    requests, replies = _take_over_pipes()
+    torch.set_num_threads(1)
+    run_on_fake_device(lambda: torch.square, (torch.ones(2),), {}, differentiate=False)
     for name in ABSENT:
         sys.modules[name] = _Inert(name)
-    torch.set_num_threads(1)
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """Give up rights, then answer requests until the grader closes the connection."""
+    _lower_rights(settings["uid"], settings["limits"])
+    requests, replies = _take_over_pipes()
     Session(requests, replies).serve()
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Serve one submission."""
+    prepare()
+    serve(settings)

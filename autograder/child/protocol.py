@@ -15,7 +15,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 
@@ -228,7 +228,7 @@ def _decode_tensor(
     return tensor
 
 
-def write_message(stream: BinaryIO, value: Any) -> None:
+def write_message(stream: IO[bytes], value: Any) -> None:
     """Send one value."""
     tree, blobs = encode(value)
     head = json.dumps([tree, [len(blob) for blob in blobs]]).encode()

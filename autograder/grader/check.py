@@ -1,11 +1,11 @@
-"""What a student runs from a shell: their own notebook, on their own machine, visible cases only."""
+"""What a student runs from a shell: their own notebook on the visible cases."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from autograder.checks import load
+import autograder
 from autograder.engine.judge import CaseResult, ExerciseResult
 from autograder.engine.notebook import as_text as verdict_as_text
 from autograder.grader.ingest import IngestError, ingest
@@ -38,8 +38,8 @@ def check_notebook(path: Path, assignment: str | None = None) -> dict[str, Any]:
 
 def _release(assignment: str, notebook: str) -> bytes | None:
     """Our own notebook, where the course lies on this machine; a student may have only theirs."""
-    package = Path(load.__code__.co_filename).resolve().parents[2]
-    path = package / "exercises" / assignment / f"{notebook}.ipynb"
+    course = Path(autograder.__file__).resolve().parents[1]
+    path = course / "exercises" / assignment / f"{notebook}.ipynb"
     return path.read_bytes() if path.is_file() else None
 
 

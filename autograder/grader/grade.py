@@ -45,8 +45,8 @@ def grade(
 ) -> list[dict[str, Any]]:
     """Grade what lies under `path`: one row for each piece of work, in order of student.
 
-    Writes gradebook, `autograded/`, `feedback/`, `results.json` and `results.csv` to `plan.out`. Raises
-    `GradingError` where nothing can be graded; a single submission never does that.
+    Writes gradebook, `autograded/`, `feedback/`, `results.json` and `results.csv` to `plan.out`.
+    Raises `GradingError` where nothing can be graded; a single submission never does that.
     """
     try:
         return _grade(path, plan, progress)
@@ -71,7 +71,8 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     }
     results: dict[str, Any] = {}
     progress(0, len(works))
-    for work, outcome in run_all(list(works.values()), plan.jobs, plan.cache):
+    in_order = sorted(works.values(), key=lambda work: work.notebook)  # a worker keeps its sandbox
+    for work, outcome in run_all(in_order, plan.jobs, plan.cache):
         results[work.key()] = outcome
         progress(sum(w.key() in results for w in works.values()), len(works))
     rows = []
@@ -79,10 +80,10 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
         outcome = results[works[index].key()] if index in works else None
         result = _result(submission, outcome, assignments.get(submission.assignment), level, plan)
         rows.append(_row(submission, result))
-    record(rows, releases, plan.out)
+    export(rows, plan.out)
     for row in rows:
         write_feedback(row, assignments.get(row["assignment"]), plan.out, plan.site)
-    export(rows, plan.out)
+    record(rows, releases, plan.out)
     return rows
 
 

@@ -7,9 +7,10 @@ our release's cells with the student's answers in them, and no outputs.
 
 from __future__ import annotations
 
+import copy
 import html
-import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def record(rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path) ->
     out.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{out / 'gradebook.db'}"
     notebooks = {name: nbformat.reads(text.decode(), 4) for name, text in releases.items()}
-    with Gradebook(url) as gradebook:
+    with Gradebook(url) as gradebook, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="nbgrader")  # of SQLAlchemy, about nbgrader
         for assignment, notebook in {(row["assignment"], row["notebook"]) for row in known}:
             _declare(gradebook, url, assignment, notebook, notebooks[assignment])
         for row in known:
@@ -91,7 +93,7 @@ def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> 
 
 def fill(release: NotebookNode, work: dict[str, Any]) -> NotebookNode:
     """Our notebook with a student's answers in place, safe to show."""
-    notebook = nbformat.from_dict(json.loads(nbformat.writes(release)))
+    notebook = copy.deepcopy(release)
     answers: dict[str, list[str]] = {}
     for cell in work.get("cells", ()):
         if cell["answer"]:

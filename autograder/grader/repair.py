@@ -318,17 +318,16 @@ def _defined_in(source: str) -> set[str]:
 
 def source_behind(name: str, sources: list[str]) -> str:
     """The statements that `name` rests on, its own definition and whatever those use in turn."""
-    waiting: list[tuple[set[str], ast.stmt, str]] = []
+    statements: list[tuple[set[str], ast.stmt, str]] = []
     for source in sources:
         try:
             body = ast.parse(source).body
         except UNPARSABLE:
             continue
-        waiting += [(_bound_by(node), node, _text(source, node)) for node in body]
-    wanted, taken = {name}, list[str]()
-    while used := [entry for entry in waiting if entry[0] & wanted]:
-        waiting = [entry for entry in waiting if not entry[0] & wanted]
-        for _, node, text in used:
-            taken.append(text)
-            wanted |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return "\n".join(taken)
+        statements += [(_bound_by(node), node, _text(source, node)) for node in body]
+    wanted, taken = {name}, set[int]()
+    while used := {i for i, s in enumerate(statements) if i not in taken and s[0] & wanted}:
+        taken |= used
+        parts = (part for i in used for part in ast.walk(statements[i][1]))
+        wanted |= {part.id for part in parts if isinstance(part, ast.Name)}
+    return "\n".join(statements[i][2] for i in sorted(taken))

@@ -7,6 +7,7 @@ still graded.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,8 @@ from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.shortcuts import shortcuts_in
 from autograder.grader.channel import Channel
 from autograder.grader.repair import Cell, Refused, Repaired, definitions, repair, source_behind
-from autograder.grader.sandbox import Sandbox
+from autograder.grader.sandbox import START_SECONDS, Sandbox, SandboxError
 
-START_SECONDS = 120.0  # for a child to import torch on a busy machine
 CELL_SECONDS = 10.0
 CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
 EXERCISE_ROUNDS = 6  # an exercise may take this many times what one request may take
@@ -97,10 +97,9 @@ def run(work: Work) -> dict[str, Any]:
         repaired = repair(work.data, work.suffix, assignment, work.release)
     except Refused as refusal:
         return _clean(refused(assignment, str(refusal), work.level))
-    with _course_folder(assignment) as folder:
-        attempt = Attempt(Sandbox(work.level, folder), repaired)
-        with contextlib.closing(attempt):
-            results = [_judge(exercise, attempt, work) for exercise in assignment.exercises]
+    attempt = Attempt(_sandbox(work.level, work.notebook), repaired)
+    with contextlib.closing(attempt):
+        results = [_judge(exercise, attempt, work) for exercise in assignment.exercises]
     result = _outline(assignment, results, work.level)
     result["message"] = _summary(results)
     result["notes"] = repaired.notes + attempt.notes()
@@ -186,15 +185,17 @@ class Attempt:
         return self._channel
 
     def _start(self) -> Channel:
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the other resources)
-        self._resources.enter_context(errors)
-        channel = Channel(self._resources.enter_context(self.sandbox.child(errors)))
+        try:
+            child = self._resources.enter_context(self.sandbox.child())
+        except SandboxError as error:
+            raise GraderError(f"The sandbox does not start. {error}") from None
+        channel = Channel(child)
         try:
             request = {"op": "cell", "name": "setup", "source": self.setup}
             reply = channel.ask(request, START_SECONDS)
         except Ended as end:
-            errors.seek(0)
-            text = errors.read(4000).decode(errors="replace").strip()
+            child.errors.seek(0)
+            text = child.errors.read(4000).decode(errors="replace").strip()
             raise GraderError(f"The child process {end} as it started. {text[-1000:]}") from None
         if "error" in reply:
             raise GraderError(f"The exercise's own set-up cell fails here: {reply['error']}")
@@ -302,22 +303,28 @@ def _package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-@contextlib.contextmanager
-def _course_folder(assignment: Assignment) -> Iterator[Path]:
+@functools.cache
+def _sandbox(level: str, notebook: str) -> Sandbox:
+    """One sandbox for each assignment, kept for the next submission and closed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="rnn2gpt-"))
+    sandbox = Sandbox(level, folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(sandbox.close)
+    _fill_course_folder(folder, load(notebook))
+    return sandbox
+
+
+def _fill_course_folder(folder: Path, assignment: Assignment) -> None:
     """What a child may see of the course: its own half, and the assignment's modules."""
-    with tempfile.TemporaryDirectory(prefix="rnn2gpt-") as name:
-        folder = Path(name)
-        child = folder / "autograder" / "child"
-        child.mkdir(parents=True)
-        (folder / "autograder" / "__init__.py").touch()
-        for file in (Path(autograder.__file__).parent / "child").glob("*.py"):
-            shutil.copy(file, child)
-        ours, package = _package_folder("rnn2gpt"), folder / "rnn2gpt"
-        package.mkdir()
-        for module in ("__init__", *assignment.modules):
-            shutil.copy(ours / f"{module}.py", package)
-        folder.chmod(0o755)
-        yield folder
+    child, package = folder / "autograder" / "child", folder / "rnn2gpt"
+    child.mkdir(parents=True)
+    package.mkdir()
+    (folder / "autograder" / "__init__.py").touch()
+    for file in (Path(autograder.__file__).parent / "child").glob("*.py"):
+        shutil.copy(file, child)
+    for module in ("__init__", *assignment.modules):
+        shutil.copy(_package_folder("rnn2gpt") / f"{module}.py", package)
+    folder.chmod(0o755)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -2,7 +2,8 @@
 
 Three levels, best first:
 
-- `bubblewrap-root`  namespaces without a network, a read-only system, and another user
+- `bubblewrap-root`  namespaces without a network, a read-only system, and another user; a server
+  inside forks children that share nothing but what is loaded
 - `bubblewrap`       the same in a user namespace, for graders without root
 - `process`          limits and a bare environment only: no sandbox
 
@@ -19,14 +20,18 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
+START_SECONDS = 300.0  # to load torch, on a machine however busy
 LEVELS = ("bubblewrap-root", "bubblewrap", "process")
 HOW_TO_GET_ONE = (
     "No sandbox works on this machine, so student code would run with your rights. Install"
@@ -45,6 +50,7 @@ LIMITS = {
     "NOFILE": 256,
     "CORE": 0,
 }
+NOTHING: dict[str, str] = {}  # what a child learns of the grader's environment
 SCRATCH = 64 * MEGABYTE  # of /tmp
 _COURSE = "/course"  # where the assignment's folder appears
 _PACKAGES = ("autograder", "rnn2gpt", "course")
@@ -54,13 +60,15 @@ import json, sys
 settings = json.loads(sys.argv[1])
 sys.path[:] = [settings["course"], *sys.path, *settings["libraries"]]
 sys.prefix = settings["prefix"]
-from autograder.child.__main__ import main
+from autograder.child.{module} import main
 main(settings)
 """
 _PROBE = """
-import json, os, sys
+import ctypes, json, os, sys
 settings = json.loads(sys.argv[1])
 if settings["uid"] is not None:
+    if ctypes.CDLL(None).unshare(0x20000000 | 0x00020000 | 0x08000000):  # as the server does
+        sys.exit("cannot unshare")
     os.setgroups([])
     os.setresgid(*[settings["uid"]] * 3)
     os.setresuid(*[settings["uid"]] * 3)
@@ -89,7 +97,7 @@ def _works(level: str) -> bool:
         command = [*_bubblewrap(level, Path(folder)), *_python(_PROBE, settings)]
         try:
             tried = subprocess.run(
-                command, capture_output=True, text=True, timeout=60, env={}, check=False
+                command, capture_output=True, text=True, timeout=60, env=NOTHING, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return False
@@ -101,37 +109,116 @@ def _user() -> int | None:
 
 
 @dataclass(frozen=True)
-class Sandbox:
-    """A level and the folder of one assignment; starts children in it."""
+class Child:
+    """A process that serves one submission: write requests to it, read its replies."""
 
-    level: str
-    folder: Path
+    requests: IO[bytes]
+    replies: IO[bytes]
+    kill: Callable[[], None]  # at once, with all that it started
+    find: Callable[[], psutil.Process | None]  # the process that answers, seen from here
+    errors: IO[bytes]  # what it wrote before a submission's first line
+
+
+class Sandbox:
+    """Starts children at one level, in the view of one assignment's folder."""
+
+    def __init__(self, level: str, folder: Path):
+        self.level, self.folder = level, folder
+        self._server: _Server | None = None
 
     @contextlib.contextmanager
-    def child(self, errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-        """A child that serves requests on its standard input; dead, with all it started, after."""
-        if self.level == "process":
+    def child(self) -> Iterator[Child]:
+        """A child; dead, with all it started, afterwards."""
+        if self.level == "bubblewrap-root":
+            if self._server is None or not self._server.alive():
+                self._server = _Server(self.folder)
+            with self._server.child() as child:
+                yield child
+        else:
             with (
                 tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-                _alive(self._process(scratch, errors), group=True) as process,
+                tempfile.TemporaryFile() as errors,
+                _alive(self._single(scratch, errors), self.level == "process") as process,
             ):
-                yield process
-            return
-        command = [*_bubblewrap(self.level, self.folder), *self._command()]
-        with _alive(_popen(command, errors, env={})) as process:
-            yield process
+                assert process.stdin is not None and process.stdout is not None
+                find = functools.partial(_last_of_family, process.pid)
+                yield Child(process.stdin, process.stdout, process.kill, find, errors)
 
-    def _command(self) -> list[str]:
-        return _python(_BOOT, _settings(self.level, self.folder))
+    def close(self) -> None:
+        """End what was kept for the next child."""
+        if self._server is not None:
+            self._server.close()
 
-    def _process(self, scratch: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _single(self, scratch: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = _python(_BOOT.replace("{module}", "__main__"), _settings(self.level, self.folder))
+        if self.level != "process":
+            return _popen([*_bubblewrap(self.level, self.folder), *command], errors, env=NOTHING)
         environment = _environment(scratch)
         if os.name == "nt":  # Python itself does not start without it
             environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
         own_group = os.name != "nt"
-        return _popen(
-            self._command(), errors, env=environment, cwd=scratch, start_new_session=own_group
-        )
+        return _popen(command, errors, env=environment, cwd=scratch, start_new_session=own_group)
+
+
+class _Server:
+    """A sandbox that root made, with a process in it that forks children."""
+
+    def __init__(self, folder: Path):
+        self.settings = _settings("bubblewrap-root", folder)
+        command = _python(_BOOT.replace("{module}", "server"), self.settings)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*_bubblewrap("bubblewrap-root", folder), *command],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                env=NOTHING,
+            )
+        self.control.settimeout(START_SECONDS)
+        with contextlib.suppress(OSError):
+            if self.control.recv(5):
+                return
+        self.close()
+        self.errors.seek(0)
+        raise SandboxError(self.errors.read(4000).decode(errors="replace").strip()[-1000:])
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @contextlib.contextmanager
+    def child(self) -> Iterator[Child]:
+        pipes = [os.pipe() for _ in range(3)]
+        (read_requests, requests), (replies, write_replies), (read_life, life) = pipes
+        theirs = (read_requests, write_replies, read_life)
+        socket.send_fds(self.control, [b"+"], theirs)
+        for descriptor in theirs:
+            os.close(descriptor)
+        lifeline = os.fdopen(life, "wb")
+        with os.fdopen(requests, "wb") as to, os.fdopen(replies, "rb") as back, lifeline:
+            yield Child(to, back, lifeline.close, self._find, self.errors)
+
+    def _find(self) -> psutil.Process | None:
+        return _last_of_family(self.process.pid)
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class SandboxError(Exception):
+    """A sandbox that worked when it was tried does not start; the text is what it wrote."""
+
+
+def _last_of_family(pid: int) -> psutil.Process | None:
+    """The youngest process that came from `pid`: what bubblewrap, or the server, started."""
+    try:
+        first = psutil.Process(pid)
+        return max([first, *first.children(recursive=True)], key=psutil.Process.create_time)
+    except psutil.Error:
+        return None
 
 
 def _popen(command: list[str], errors: IO[bytes], **more: Any) -> subprocess.Popen[bytes]:
@@ -168,6 +255,7 @@ def _settings(level: str, folder: Path) -> dict[str, Any]:
         # One user per grading process, so that none can use up another's processes.
         "uid": 61184 + os.getpid() % 4096 if level == "bubblewrap-root" else None,
         "limits": limits,
+        "scratch": SCRATCH,
         "course": str(folder) if level == "process" else _COURSE,
         "libraries": _libraries(),
         "prefix": sys.prefix,
@@ -208,7 +296,8 @@ def _bubblewrap(level: str, folder: Path) -> list[str]:
     if level == "bubblewrap-root":  # as root a user namespace would bar the change of user
         command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         command += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        for right in ("SETUID", "SETGID", "SYS_ADMIN"):  # given up before a submission runs
+            command += ["--cap-add", f"CAP_{right}"]
     else:
         command += ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
         command += ["--cap-drop", "ALL"]
