@@ -67,9 +67,10 @@ def figure(height: float = 2.7, **options: Any) -> tuple[Figure, Any]:
 def label_lines(ax: Axes, pad: float = 4.0) -> None:
     """Write each labeled line's name beside its last point, `pad` points to the right.
 
-    Names that would overlap are pushed apart. The x axis ends where the data end, and the layout
-    makes room for the names.
+    Names that would overlap are pushed apart, and the layout makes room for them. Call it last,
+    when data, limits and scales are set.
     """
+    ax.autoscale_view()  # places are read off the axes, which are otherwise scaled when drawn
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     height = ax.get_window_extent().height
     spacing = 13.0 * ax.figure.dpi / 72 / max(height, 1.0)  # a text line, in axes units

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import http.server
+import importlib.util
 import json
 import os
 import re
@@ -125,6 +126,46 @@ def test_kill_table_shows_failures_and_escapes_messages() -> None:
     assert html.count("Expected:") == 1 and "<code>x</code>" in html
 
 
+@pytest.fixture(scope="module")
+def figures(root: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("figures", root / "book" / "figures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_line_names_stand_at_the_ends_and_apart(figures: Any) -> None:
+    fig, ax = figures.figure()
+    for level, name in ((0.0, "low"), (5.0, "high"), (5.1, "higher")):
+        ax.plot([0, 10], [0, level], label=name)
+    ax.plot([0, 10], [1, 1])  # no label, no name
+    figures.label_lines(ax)
+    fig.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    assert set(boxes) == {"low", "high", "higher"}
+    assert boxes["low"].y1 < boxes["high"].y0 and boxes["high"].y1 <= boxes["higher"].y0 + 1
+    assert all(box.x0 > ax.transData.transform((10, 0))[0] for box in boxes.values())
+    assert max(box.x1 for box in boxes.values()) <= fig.bbox.x1  # the layout made room
+
+
+def test_a_figure_needs_a_finding_and_words_for_it(figures: Any) -> None:
+    fig, _ = figures.figure()
+    for title, alt in (("", "words"), ("finding", " ")):
+        with pytest.raises(ValueError, match="title"):
+            figures.show(fig, title=title, alt=alt)
+
+
+def test_figures_on_one_page_share_no_ids(figures: Any) -> None:
+    def ids(alt: str) -> set[str]:
+        fig, ax = figures.figure()
+        ax.plot([1, 2], [3, 4])
+        return set(re.findall(r'id="([^"]+)"', figures.svg(fig, alt)))
+
+    assert ids("one") and not ids("one") & ids("two")
+    assert ids("one") == ids("one")  # the same bytes on every build
+
+
 # --------------------------------------------------------------------- a small book of our making
 
 
@@ -185,11 +226,14 @@ def test_pages_run_again_when_the_package_changes_and_only_then(tiny: Path) -> N
 
     again = build_site(tiny)
     assert again.skipped and again.seconds < 5
+    stale = tiny / "book" / "_build" / "html" / "gone.html"
+    stale.write_text("a page of an earlier build", "utf-8")
 
     # Prose alone changed: the page is read again, its code is not run again.
     write(tiny, "index", "# One\n\nA new sentence.\n" + SAME_CODE)
     assert not build_site(tiny).skipped
     assert "A new sentence." in article(tiny)
+    assert not stale.exists()
     assert article(tiny).split()[-1] == first.split()[-1]
 
     # The package changed: both pages run again although neither source did.
@@ -628,6 +672,35 @@ def test_math_is_mathml_drawn_with_our_font(site: Site, browser: Any) -> None:
         "return document.querySelector('math').getBoundingClientRect().height"
     )
     assert height > 5
+
+
+@pytest.mark.slow
+def test_pages_open_from_a_folder(site: Site, browser: Any) -> None:
+    view(browser, 1280)
+    for name in ("index.html", "contributor_guide.html"):
+        browser.get((site.html / name).as_uri())
+        wait(browser, "document.readyState === 'complete'")
+        errors = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+        assert errors == [], name
+        font = "getComputedStyle(document.querySelector('h1')).fontFamily"
+        assert "Course Serif" in browser.execute_script(f"return {font}")
+
+
+@pytest.mark.slow
+def test_print_is_light_and_unfolded_and_leaves_the_screen_as_it_was(
+    site: Site, browser: Any
+) -> None:
+    view(browser, 1280, "dark")
+    browser.get(f"{site.address}/contributor_guide.html")
+    wait(browser, "document.querySelector('.question.live')")
+    opened = "document.querySelectorAll('details[open]').length"
+    state = f"[document.documentElement.dataset.theme, {opened}]"
+    assert browser.execute_script(f"return {state}") == ["dark", 0]
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    printed, unfolded = browser.execute_script(f"return {state}")
+    assert printed == "light" and unfolded >= 2
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(f"return {state}") == ["dark", 0]
 
 
 @pytest.mark.slow

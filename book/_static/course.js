@@ -37,10 +37,16 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// Print every explanation and data table; fold them again afterwards.
+// Paper is white and has no fold to click: print in light mode with everything unfolded.
 let folded = [];
+let theme = "";
 window.addEventListener("beforeprint", () => {
+  theme = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
   folded = [...document.querySelectorAll("article details:not([open])")];
   folded.forEach((details) => (details.open = true));
 });
-window.addEventListener("afterprint", () => folded.forEach((details) => (details.open = false)));
+window.addEventListener("afterprint", () => {
+  document.documentElement.dataset.theme = theme;
+  folded.forEach((details) => (details.open = false));
+});

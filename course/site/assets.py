@@ -134,6 +134,15 @@ def _remove_unused(static: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _remove_stale_pages(app: Sphinx) -> None:
+    """Pages of earlier builds that are no longer part of the book."""
+    out = Path(app.outdir)
+    written = {f"{name}.html" for name in (*app.env.found_docs, "search")}
+    for path in out.rglob("*.html"):
+        if path.relative_to(out).as_posix() not in written:
+            path.unlink()
+
+
 def _cut_icons(static: Path, pages: list[str], cache: Path) -> None:
     sheet = static / "styles" / "pydata-sphinx-theme.css"
     css = re.sub(r',url\([^)]*\.ttf\) format\("truetype"\)', "", sheet.read_text("utf-8"))
@@ -164,6 +173,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
         return
     out = Path(app.outdir)
     static, cache = out / "_static", out.parent / ".fonts"
+    _remove_stale_pages(app)
     pages = [path.read_text("utf-8") for path in sorted(out.rglob("*.html"))]
     logger.info("cutting fonts to what %d pages use", len(pages))
     _remove_unused(static)
