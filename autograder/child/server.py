@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import select
 import socket
@@ -18,14 +19,16 @@ from typing import Any
 from autograder.child.__main__ import prepare, serve
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
-MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND = 0x1, 0x2, 0x4, 0x1000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 
 def main(settings: dict[str, Any]) -> None:
     """Fork a child for each message on standard input, until that closes.
 
-    A message carries three descriptors: requests, replies, and a lifeline. The child, and whatever
-    it started, dies when the other end of its lifeline closes.
+    A message names a chapter and carries three descriptors: requests, replies, and a lifeline. The
+    child sees that chapter's folder alone. It dies, with whatever it started, when the other end
+    of its lifeline closes.
     """
     prepare()
     control = socket.socket(fileno=os.dup(0))
@@ -34,27 +37,33 @@ def main(settings: dict[str, Any]) -> None:
         os.dup2(nowhere, standard)
     control.send(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, 100, 3)
         if not message:
             return
         middle = os.fork()
         if middle == 0:
             with contextlib.suppress(BaseException):
                 control.close()
-                _start(settings, *descriptors)
+                _start(settings, message.decode(), *descriptors)
             os._exit(1)
         for descriptor in descriptors:
             os.close(descriptor)
         os.waitpid(middle, 0)
 
 
-def _start(settings: dict[str, Any], requests: int, replies: int, lifeline: int) -> None:
+def _start(
+    settings: dict[str, Any], chapter: str, requests: int, replies: int, lifeline: int
+) -> None:
     """Fork the first process of new namespaces, which outlives this one."""
     libc = ctypes.CDLL(None, use_errno=True)
     _demand(libc.unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC))
     if os.fork() > 0:
         os._exit(0)
     _mount(libc, None, "/", None, MS_REC | MS_PRIVATE, None)
+    course = settings["course"]
+    _mount(libc, f"{course}/{chapter}", settings["chapter"], None, MS_BIND, None)
+    _mount(libc, "tmpfs", course, "tmpfs", MS_RDONLY, "size=0")  # hides the other chapters
+    importlib.invalidate_caches()
     _mount(libc, "proc", "/proc", "proc", MS_NOSUID | MS_NODEV, None)
     size = settings["scratch"]
     _mount(libc, "tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=1777")

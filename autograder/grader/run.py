@@ -25,14 +25,14 @@ from typing import Any
 import torch
 
 import autograder
-from autograder.checks import load
+from autograder.checks import CHAPTERS, load
 from autograder.engine.exercise import Assignment, Exercise
 from autograder.engine.handle import Ended
 from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.shortcuts import shortcuts_in
 from autograder.grader.channel import Channel
 from autograder.grader.repair import Cell, Refused, Repaired, definitions, repair, source_behind
-from autograder.grader.sandbox import START_SECONDS, Sandbox, SandboxError
+from autograder.grader.sandbox import COMMON, START_SECONDS, Sandbox, SandboxError
 
 CELL_SECONDS = 10.0
 CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
@@ -97,7 +97,7 @@ def run(work: Work) -> dict[str, Any]:
         repaired = repair(work.data, work.suffix, assignment, work.release)
     except Refused as refusal:
         return _clean(refused(assignment, str(refusal), work.level))
-    attempt = Attempt(_sandbox(work.level, work.notebook), repaired)
+    attempt = Attempt(work.notebook, _sandbox(work.level), repaired)
     with contextlib.closing(attempt):
         results = [_judge(exercise, attempt, work) for exercise in assignment.exercises]
     result = _outline(assignment, results, work.level)
@@ -163,8 +163,9 @@ def _judge(exercise: Exercise, attempt: Attempt, work: Work) -> ExerciseResult:
 class Attempt:
     """A submission's cells, alive in a child; started again when the child has ended."""
 
-    def __init__(self, sandbox: Sandbox, repaired: Repaired):
-        self.sandbox, self.setup, self.cells = sandbox, repaired.setup, list(repaired.cells)
+    def __init__(self, chapter: str, sandbox: Sandbox, repaired: Repaired):
+        self.chapter, self.sandbox = chapter, sandbox
+        self.setup, self.cells = repaired.setup, list(repaired.cells)
         self.problems: dict[int, str] = {}  # index of a cell -> what happened to it
         self.left_out: set[int] = set()
         self._channel: Channel | None = None
@@ -186,7 +187,7 @@ class Attempt:
 
     def _start(self) -> Channel:
         try:
-            child = self._resources.enter_context(self.sandbox.child())
+            child = self._resources.enter_context(self.sandbox.child(self.chapter))
         except SandboxError as error:
             raise GraderError(f"The sandbox does not start. {error}") from None
         channel = Channel(child)
@@ -304,26 +305,28 @@ def _package_folder(name: str) -> Path:
 
 
 @functools.cache
-def _sandbox(level: str, notebook: str) -> Sandbox:
-    """One sandbox for each assignment, kept for the next submission and closed at the end."""
+def _sandbox(level: str) -> Sandbox:
+    """The sandbox of this process, kept for the next submission and closed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="rnn2gpt-"))
     sandbox = Sandbox(level, folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(sandbox.close)
-    _fill_course_folder(folder, load(notebook))
+    _fill(folder)
     return sandbox
 
 
-def _fill_course_folder(folder: Path, assignment: Assignment) -> None:
-    """What a child may see of the course: its own half, and the assignment's modules."""
-    child, package = folder / "autograder" / "child", folder / "rnn2gpt"
+def _fill(folder: Path) -> None:
+    """All that children may see of the course: their half of the engine, each chapter's modules."""
+    child = folder / COMMON / "autograder" / "child"
     child.mkdir(parents=True)
-    package.mkdir()
-    (folder / "autograder" / "__init__.py").touch()
+    (child.parent / "__init__.py").touch()
     for file in (Path(autograder.__file__).parent / "child").glob("*.py"):
         shutil.copy(file, child)
-    for module in ("__init__", *assignment.modules):
-        shutil.copy(_package_folder("rnn2gpt") / f"{module}.py", package)
+    for chapter in CHAPTERS:
+        package = folder / chapter / "rnn2gpt"
+        package.mkdir(parents=True)
+        for module in ("__init__", *load(chapter).modules):
+            shutil.copy(_package_folder("rnn2gpt") / f"{module}.py", package)
     folder.chmod(0o755)
 
 

@@ -52,13 +52,14 @@ LIMITS = {
 }
 NOTHING: dict[str, str] = {}  # what a child learns of the grader's environment
 SCRATCH = 64 * MEGABYTE  # of /tmp
-_COURSE = "/course"  # where the assignment's folder appears
+COMMON = "common"  # the folder of the child's half of the engine, beside those of the chapters
+_COURSE, _CHAPTER = "/course", "/chapter"  # where they appear inside
 _PACKAGES = ("autograder", "rnn2gpt", "course")
 
 _BOOT = """
 import json, sys
 settings = json.loads(sys.argv[1])
-sys.path[:] = [settings["course"], *sys.path, *settings["libraries"]]
+sys.path[:] = [*settings["ours"], *sys.path, *settings["libraries"]]
 sys.prefix = settings["prefix"]
 from autograder.child.{module} import main
 main(settings)
@@ -90,17 +91,14 @@ def best_level() -> str:
 def _works(level: str) -> bool:
     if not shutil.which("bwrap") or (level == "bubblewrap-root") != (_user() == 0):
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        settings = _settings(level, Path(folder)) | {
-            "outside": str(_own_root() / "autograder" / "checks")
-        }
-        command = [*_bubblewrap(level, Path(folder)), *_python(_PROBE, settings)]
-        try:
-            tried = subprocess.run(
-                command, capture_output=True, text=True, timeout=60, env=NOTHING, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return False
+    settings = _settings(level) | {"outside": str(_own_root() / "autograder" / "checks")}
+    command = [*_bubblewrap(level, []), *_python(_PROBE, settings)]
+    try:
+        tried = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=NOTHING, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
     return tried.stdout.strip() == "works"
 
 
@@ -120,25 +118,29 @@ class Child:
 
 
 class Sandbox:
-    """Starts children at one level, in the view of one assignment's folder."""
+    """Starts children at one level.
+
+    `folder` holds `common`, with the child's half of the engine, and a folder for each chapter
+    with what that chapter's submissions may import. A child sees one of these.
+    """
 
     def __init__(self, level: str, folder: Path):
         self.level, self.folder = level, folder
         self._server: _Server | None = None
 
     @contextlib.contextmanager
-    def child(self) -> Iterator[Child]:
-        """A child; dead, with all it started, afterwards."""
+    def child(self, chapter: str) -> Iterator[Child]:
+        """A child of a chapter; dead, with all it started, afterwards."""
         if self.level == "bubblewrap-root":
             if self._server is None or not self._server.alive():
                 self._server = _Server(self.folder)
-            with self._server.child() as child:
+            with self._server.child(chapter) as child:
                 yield child
         else:
             with (
                 tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
                 tempfile.TemporaryFile() as errors,
-                _alive(self._single(scratch, errors), self.level == "process") as process,
+                _alive(self._single(chapter, scratch, errors), self.level == "process") as process,
             ):
                 assert process.stdin is not None and process.stdout is not None
                 find = functools.partial(_last_of_family, process.pid)
@@ -149,10 +151,16 @@ class Sandbox:
         if self._server is not None:
             self._server.close()
 
-    def _single(self, scratch: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        command = _python(_BOOT.replace("{module}", "__main__"), _settings(self.level, self.folder))
+    def _single(self, chapter: str, scratch: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        common, folder = self.folder / COMMON, self.folder / chapter
+        settings = _settings(self.level)
+        if self.level == "process":
+            settings["ours"] = [str(common), str(folder)]
+        command = _python(_BOOT.replace("{module}", "__main__"), settings)
         if self.level != "process":
-            return _popen([*_bubblewrap(self.level, self.folder), *command], errors, env=NOTHING)
+            view = ["--ro-bind", str(common), f"{_COURSE}/{COMMON}"]
+            view += ["--ro-bind", str(folder), _CHAPTER]
+            return _popen([*_bubblewrap(self.level, view), *command], errors, env=NOTHING)
         environment = _environment(scratch)
         if os.name == "nt":  # Python itself does not start without it
             environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
@@ -164,13 +172,14 @@ class _Server:
     """A sandbox that root made, with a process in it that forks children."""
 
     def __init__(self, folder: Path):
-        self.settings = _settings("bubblewrap-root", folder)
+        self.settings = _settings("bubblewrap-root")
+        view = ["--ro-bind", str(folder), _COURSE, "--perms", "0755", "--dir", _CHAPTER]
         command = _python(_BOOT.replace("{module}", "server"), self.settings)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
-        self.control, theirs = socket.socketpair()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [*_bubblewrap("bubblewrap-root", folder), *command],
+                [*_bubblewrap("bubblewrap-root", view), *command],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
@@ -188,11 +197,11 @@ class _Server:
         return self.process.poll() is None
 
     @contextlib.contextmanager
-    def child(self) -> Iterator[Child]:
+    def child(self, chapter: str) -> Iterator[Child]:
         pipes = [os.pipe() for _ in range(3)]
         (read_requests, requests), (replies, write_replies), (read_life, life) = pipes
         theirs = (read_requests, write_replies, read_life)
-        socket.send_fds(self.control, [b"+"], theirs)
+        socket.send_fds(self.control, [chapter.encode()], theirs)
         for descriptor in theirs:
             os.close(descriptor)
         lifeline = os.fdopen(life, "wb")
@@ -245,7 +254,7 @@ def _python(code: str, settings: dict[str, Any]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code, json.dumps(settings)]
 
 
-def _settings(level: str, folder: Path) -> dict[str, Any]:
+def _settings(level: str) -> dict[str, Any]:
     limits = dict(LIMITS)
     if level == "process":
         del limits["NPROC"]  # would count all processes of the person who grades
@@ -256,7 +265,9 @@ def _settings(level: str, folder: Path) -> dict[str, Any]:
         "uid": 61184 + os.getpid() % 4096 if level == "bubblewrap-root" else None,
         "limits": limits,
         "scratch": SCRATCH,
-        "course": str(folder) if level == "process" else _COURSE,
+        "course": _COURSE,
+        "chapter": _CHAPTER,
+        "ours": [f"{_COURSE}/{COMMON}", _CHAPTER],
         "libraries": _libraries(),
         "prefix": sys.prefix,
     }
@@ -290,8 +301,8 @@ def _own_root() -> Path:
     return Path(spec.origin).resolve().parent.parent
 
 
-def _bubblewrap(level: str, folder: Path) -> list[str]:
-    """The command that a child's own command line follows."""
+def _bubblewrap(level: str, view: list[str]) -> list[str]:
+    """The command that a child's own command line follows; `view` mounts the course's part."""
     command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
     if level == "bubblewrap-root":  # as root a user namespace would bar the change of user
         command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
@@ -304,7 +315,7 @@ def _bubblewrap(level: str, folder: Path) -> list[str]:
     for name, value in _environment("/tmp").items():
         command += ["--setenv", name, value]
     command += _system()
-    command += ["--ro-bind", str(folder), _COURSE]
+    command += view
     command += ["--dev", "/dev", "--size", str(MEGABYTE), "--tmpfs", "/dev/shm"]
     command += ["--remount-ro", "/dev", "--proc", "/proc"]
     command += ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", "/tmp", "--chdir", "/tmp"]
