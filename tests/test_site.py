@@ -686,6 +686,73 @@ def test_pages_open_from_a_folder(site: Site, browser: Any) -> None:
         assert "Course Serif" in browser.execute_script(f"return {font}")
 
 
+def explore(browser: Any, root: Path, folder: Path, name: str, data: object) -> None:
+    """Open a page that holds nothing but the explorer `name` and its data."""
+    scripts = [root / "book/_static/course.js", root / "book/explorers" / f"{name}.js"]
+    tags = "".join(f"<script>{script.read_text('utf-8')}</script>" for script in scripts)
+    page = folder / f"{name}.html"
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><div data-explorer={name}>at rest</div>"
+        f'<script type="application/json" id="data-{name}">{json.dumps(data)}</script>{tags}',
+        "utf-8",
+    )
+    browser.get(page.as_uri())
+    wait(browser, "document.readyState === 'complete'")
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    return [e.text for e in browser.find_elements("css selector", selector)]
+
+
+@pytest.mark.slow
+def test_explorer_of_counts_bets_and_writes(root: Path, tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    tables = [{"": ["e ", [600, 400]]}, {"o": ["u", [1000]], "u": ["o", [1000]]}]
+    explore(browser, root, tmp_path, "next_character", {"tables": tables})
+    assert texts(browser, ".bars .name") == ["u"]
+    assert texts(browser, ".bars .value") == ["100.0 %"]
+    text, order = browser.find_elements("css selector", "input")
+    browser.find_element("css selector", "button").click()
+    assert text.get_attribute("value").endswith("thou")
+    assert texts(browser, ".bars .name") == ["o"]
+    order.send_keys(Keys.ARROW_LEFT)  # n = 1: no context
+    assert texts(browser, ".bars .name") == ["e", "space"]
+    order.send_keys(Keys.ARROW_RIGHT)
+    text.send_keys("z")  # never counted: falls back to no context and says so
+    assert texts(browser, ".bars .name") == ["e", "space"]
+    assert "not counted" in texts(browser, ".reading")[0]
+
+
+@pytest.mark.slow
+def test_explorer_of_reach_reads_the_gradient(root: Path, tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    near = {"name": "near", "reach": [[1.0], [0.0, 1.0], [0.0, 0.0, 1.0]]}
+    far = {"name": "far", "reach": [[1.0], [0.9, 0.1], [0.5, 0.3, 0.2]]}
+    explore(browser, root, tmp_path, "reach", {"text": "abc", "models": [near, far]})
+    position = browser.find_element("css selector", "input")
+    position.send_keys(Keys.END)
+    readings = texts(browser, ".reading")
+    assert "last 1 character." in readings[0] and "last 3 characters." in readings[1]
+    position.send_keys(Keys.ARROW_LEFT)
+    assert "last 2 characters." in texts(browser, ".reading")[1]
+    assert len(browser.find_elements("css selector", ".unread")) == 2  # c, for both models
+
+
+@pytest.mark.slow
+def test_explorer_of_temperature_is_softmax(root: Path, tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    data = {"prompt": "x", "characters": ["a", "b"], "logits": [0.0, 1.0986123]}  # ln 3
+    explore(browser, root, tmp_path, "temperature", data)
+    assert texts(browser, ".bars .name") == ["b", "a"]
+    assert texts(browser, ".bars .value") == ["75.0 %", "25.0 %"]
+    assert "0.81 bits" in texts(browser, ".reading")[0]
+    browser.find_element("css selector", "input").send_keys(Keys.HOME)  # temperature 1/4
+    assert texts(browser, ".bars .value") == ["98.8 %", "1.2 %"]  # 81 to 1
+
+
 @pytest.mark.slow
 def test_print_is_light_and_unfolded_and_leaves_the_screen_as_it_was(
     site: Site, browser: Any

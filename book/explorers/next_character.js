@@ -1,0 +1,63 @@
+// Type a beginning and see the counts bet on the next character; let them write.
+//
+// data: {tables: [for n = 1, 2, ...: {context: [characters, shares in thousandths]}]}, each row with
+// its best bet first. The row of the empty context, at n = 1, is always there.
+"use strict";
+
+explorer("next_character", (root, data) => {
+  root.innerHTML = `
+    <p class="controls">
+      <label>Text so far <input type="text" value="wherefore art tho" spellcheck="false"></label>
+      <label>n <input type="range" min="1" max="${data.tables.length}" value="${data.tables.length}"> <output></output></label>
+      <button type="button">Draw a character</button>
+    </p>
+    <p class="reading" aria-live="polite"></p>
+    <ol class="bars"></ol>`;
+  const [text, order] = root.querySelectorAll("input");
+  const reading = root.querySelector(".reading");
+  const bars = root.querySelector(".bars");
+  const name = (character) => ({ " ": "space", "\n": "line end" })[character] ?? character;
+
+  // The row for the last n − 1 characters, or for fewer where so many were never counted.
+  function row() {
+    for (let known = Number(order.value) - 1; known >= 0; known--) {
+      const context = known ? text.value.slice(-known) : "";
+      const found = data.tables[known][context];
+      if (context.length === known && found) return { known, context, found };
+    }
+    throw new Error("the table without context is always there");
+  }
+
+  function draw() {
+    const { known, context, found } = row();
+    const [characters, shares] = found;
+    root.querySelector("output").textContent = order.value;
+    const asked = Number(order.value) - 1;
+    const shown = `“${[...context].map(name).join("")}”`.replaceAll("space", "␣");
+    reading.textContent =
+      (known ? `After ${shown}` : "Whatever came before") +
+      (known < asked ? ` (${asked} characters back: not counted here)` : "");
+    bars.replaceChildren(
+      ...[...characters].slice(0, 8).map((character, i) => {
+        const bar = document.createElement("li");
+        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
+        bar.querySelector(".name").textContent = name(character);
+        bar.querySelector(".bar").style.width = `${shares[i] / 10}%`;
+        bar.querySelector(".value").textContent = `${(shares[i] / 10).toFixed(1)} %`;
+        return bar;
+      }),
+    );
+  }
+
+  root.querySelector("button").addEventListener("click", () => {
+    const [characters, shares] = row().found;
+    let point = Math.random() * shares.reduce((sum, share) => sum + share, 0);
+    const drawn = shares.findIndex((share) => (point -= share) < 0);
+    text.value += [...characters][drawn].replace("\n", " ");
+    text.scrollLeft = text.scrollWidth;
+    draw();
+  });
+  text.addEventListener("input", draw);
+  order.addEventListener("input", draw);
+  draw();
+});

@@ -1,0 +1,45 @@
+// Divide the logits of one prediction by a temperature and see what softmax makes of them.
+//
+// data: {prompt, characters: [...], logits: [...]}, the whole vocabulary
+"use strict";
+
+explorer("temperature", (root, data) => {
+  root.innerHTML = `
+    <p class="controls">
+      <label>Temperature
+        <input type="range" min="-2" max="1" step="0.05" value="0"> <output></output>
+      </label>
+    </p>
+    <p class="reading" aria-live="polite"></p>
+    <ol class="bars"></ol>`;
+  const slider = root.querySelector("input");
+  const bars = root.querySelector(".bars");
+  const order = data.logits.map((_, i) => i).sort((i, j) => data.logits[j] - data.logits[i]);
+  const name = (character) => ({ " ": "space", "\n": "line end" })[character] ?? character;
+
+  function draw() {
+    const temperature = 2 ** Number(slider.value);
+    const most = Math.max(...data.logits);
+    const weights = data.logits.map((logit) => Math.exp((logit - most) / temperature));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    const p = weights.map((weight) => weight / total);
+    const bits = -p.reduce((sum, q) => sum + (q > 0 ? q * Math.log2(q) : 0), 0);
+    root.querySelector("output").textContent = temperature.toFixed(2);
+    root.querySelector(".reading").textContent =
+      `After “${data.prompt}” the choice holds ${bits.toFixed(2)} bits: ` +
+      `as open as one among ${(2 ** bits).toFixed(1)} characters of equal chance.`;
+    bars.replaceChildren(
+      ...order.slice(0, 8).map((i) => {
+        const bar = document.createElement("li");
+        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
+        bar.querySelector(".name").textContent = name(data.characters[i]);
+        bar.querySelector(".bar").style.width = `${100 * p[i]}%`;
+        bar.querySelector(".value").textContent = `${(100 * p[i]).toFixed(1)} %`;
+        return bar;
+      }),
+    );
+  }
+
+  slider.addEventListener("input", draw);
+  draw();
+});
