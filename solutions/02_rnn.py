@@ -20,6 +20,8 @@
 # Below each part stands a check. It answers at once; run it as often as you like.
 
 # %% setup=true
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -208,7 +210,7 @@ if ready(checks.rnn_forward, checks.rnn_backward):
 
 
 # %% answer="clip_grad_norm_"
-def clip_grad_norm_(parameters, max_norm):
+def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | float:
     """Scale the gradients of all parameters, in place, so that their joint norm is ≤ max_norm.
 
     parameters: an iterable of `nn.Parameter`, maybe a generator that can be read only once; some
@@ -262,22 +264,23 @@ class CharRNN(nn.Module):
     (4, 32).
     """
 
-    ### BEGIN SOLUTION
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
+        ### BEGIN SOLUTION
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.W_xh = nn.Parameter(torch.randn(d_model, d_model) / d_model**0.5)
         self.W_hh = nn.Parameter(torch.randn(d_model, d_model) / d_model**0.5)
         self.b = nn.Parameter(torch.zeros(d_model))
         self.head = nn.Linear(d_model, vocab_size)
+        ### END SOLUTION
 
     def forward(self, ids: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        ### BEGIN SOLUTION
         x = self.embedding(ids)  # (B, T) → (B, T, D)
         h = torch.zeros_like(x[:, 0]) if h is None else h  # (B, D)
         hs = rnn_forward(x, h, self.W_xh, self.W_hh, self.b)  # (B, T, D)
         return self.head(hs), hs[:, -1]
-
-    ### END SOLUTION
+        ### END SOLUTION
 
 
 # %% check="CharRNN"

@@ -805,8 +805,8 @@ def always_scales(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor
 
 @clip_grad_norm_.misconception(
     did="You clip each tensor by its own norm.",
-    causes="Long gradients shrink and short ones do not, so the step points somewhere else than"
-    " downhill.",
+    causes="Long gradients shrink and short ones do not, so the step leaves the direction of the"
+    " gradient.",
     see="clipping",
 )
 def per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -832,8 +832,8 @@ def clamps_values(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor
 
 @clip_grad_norm_.misconception(
     did="You add up absolute values, which is the L1 norm.",
-    causes="It grows with the number of parameters, so a large model is clipped at every step."
-    " The norm meant here is the root of the sum of squares.",
+    causes="For a million equal gradients it is a thousand times the length, so a large model is"
+    " clipped at every step. The norm meant here is the root of the sum of squares.",
     see="clipping",
 )
 def l1_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
