@@ -298,8 +298,8 @@ def zero_row(counts: Tensor, alpha: float = 1.0) -> Tensor:
 
 @bigram_probabilities.misconception(
     did="You take the softmax of the counts.",
-    causes="Softmax exponentiates: a pair seen ten times more becomes e¹⁰ = 22,026 times as likely,"
-    " not in proportion to its count.",
+    causes="Softmax exponentiates: ten more occurrences make a pair e¹⁰ = 22,026 times as likely,"
+    " so the most frequent pair of a row takes nearly all of it.",
     see="from-counts-to-probabilities",
 )
 def softmax_of_counts(counts: Tensor, alpha: float = 1.0) -> Tensor:
