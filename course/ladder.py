@@ -310,6 +310,9 @@ def _parts(
         for name, runs in _run(pool, missing, title, progress):
             entries[name] = {"model": jobs[name][0].model} | summarize(runs)
             yield
+        for name in jobs:  # in the ladder's order, not in the order of finishing
+            entries[name] = entries.pop(name)
+        yield
 
     networks = [model for model in plan.models if model in NETWORKS]
     base = Job(model="", parameters=plan.parameters, flops=plan.flops)

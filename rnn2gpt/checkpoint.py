@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rnn2gpt import __version__
@@ -101,7 +101,7 @@ def save_model(
         for key, tensor in tensors.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(stored, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", stored)
     write_json(folder / "config.json", info)
 
 
@@ -156,6 +156,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON that a person can read."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors as a file that others may read, as any file one writes (not 0600)."""
+    path.write_bytes(save(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
