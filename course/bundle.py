@@ -15,6 +15,7 @@ CONTENTS = (
     "pyproject.toml",
     "constraints.txt",
     "README.md",
+    "book/student_guide.md",
     "LICENSE",
     "LICENSE-TEXT",
     "rnn2gpt/**/*.py",
