@@ -8,7 +8,7 @@ Stock `nbgrader autograde` works too, with the checks of the notebook itself; it
 code with your rights and trusts what that code says, so keep it for code that you trust.
 """
 
-c = get_config()  # noqa: F821 (nbgrader hands it in)
+c = get_config()  # nbgrader hands it in
 
 c.CourseDirectory.source_directory = "build/source"
 c.CourseDirectory.release_directory = "exercises"
