@@ -68,7 +68,7 @@ class Session(Worker):
     """A worker whose namespace is filled by executing cells."""
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO):
-        self.requests, self.replies = requests, replies
+        self.requests, self.replies, self.pid = requests, replies, os.getpid()
         self.main = types.ModuleType("__main__")
         sys.modules["__main__"] = self.main
         super().__init__(self.main.__dict__, self._ask_parent)
@@ -105,6 +105,8 @@ class Session(Worker):
                 return
             except ProtocolError as error:
                 reply = {"error": describe(error)}
+            if os.getpid() != self.pid:
+                os._exit(0)  # a copy that a submission forked does not answer too
             try:
                 write_message(self.replies, reply)
             except Exception as error:  # a value that may not cross, or cannot be read

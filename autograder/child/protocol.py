@@ -91,8 +91,12 @@ def encode(value: Any) -> tuple[Any, list[bytes]]:
 def _encode(value: Any, blobs: list[bytes], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise ProtocolError(f"a value nested deeper than {MAX_DEPTH} levels cannot be checked")
-    if value is None or isinstance(value, (bool, str)):
-        return value if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if len(value) > MAX_HEAD:
+            raise ProtocolError(f"a text of more than {MAX_HEAD >> 20} MB cannot be sent")
+        return str(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

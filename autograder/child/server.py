@@ -65,9 +65,9 @@ def _start(
     _mount(libc, "tmpfs", course, "tmpfs", MS_RDONLY, "size=0")  # hides the other chapters
     importlib.invalidate_caches()
     _mount(libc, "proc", "/proc", "proc", MS_NOSUID | MS_NODEV, None)
-    size = settings["scratch"]
-    _mount(libc, "tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=1777")
-    os.chdir("/tmp")
+    scratch, size = settings["scratch"], settings["scratch_size"]
+    _mount(libc, "tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=1777")
+    os.chdir(scratch)
     child = os.fork()
     if child == 0:
         os.close(lifeline)

@@ -76,10 +76,14 @@ class Channel:
         except Exception as error:  # goes back into the student's call, as in the notebook
             return {"error": [type(error).__name__, str(error)]}
 
-    def _end(self, what: str) -> Ended:
+    def close(self) -> None:
+        """End the child."""
         self.alive = False
         self._outbox.put(None)
         self.child.kill()
+
+    def _end(self, what: str) -> Ended:
+        self.close()
         return Ended(what)
 
     def _carry(self) -> None:

@@ -18,7 +18,7 @@ from autograder.engine.exercise import Assignment
 
 MAX_BYTES = 100 * 1024 * 1024  # room for 50 MB of stored output
 MAX_CELLS = 500
-MAX_SOURCE = 200_000  # characters of one cell
+MAX_SOURCE = 400_000  # characters of code in all
 UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 _SHELL = re.compile(r"^\s*(?:[%!?]|[\w.]+\s*=\s*[%!](?!=))|\?\s*$")
@@ -162,20 +162,22 @@ class _Sorter:
 
     def sort(self, raw: list[_Raw]) -> Repaired:
         result = Repaired(setup=self._our("setup"), notes=self.notes)
-        place, stubs = 0, set[str]()
+        place, read, stubs = 0, 0, set[str]()
         for number, cell in enumerate(raw, start=1):
             at = self._position_of(cell)
             place = max(place, at + 1) if at is not None else place
-            name = self._answer_name(cell)
+            name = self._answer_name(cell) if len(cell.source) <= MAX_SOURCE else None
             written = next((i for i in cell.ids if self._is_written(i)), None)
-            if len(cell.source) > MAX_SOURCE:
-                self._note(f"Cell {number} is too long and was left out.")
+            if len(cell.source) + read > MAX_SOURCE:
+                self._note(f"From cell {number} on there is too much code; it was left out.")
+                break
+            read += len(cell.source)
+            if _plain(cell.source) in self.unsolved:
+                stubs |= {name} if name else set()
             elif written is not None and name is None:
                 self._write(result.written, written, cell)
             elif name is None and cell.kind != "code":
                 continue
-            elif _plain(cell.source) in self.unsolved:
-                stubs |= {name} if name else set()
             elif name is not None:
                 self._note_answer(result, cell, name)
                 result.cells.append(Cell(name, self._code(cell.source, name), place, True))
@@ -284,13 +286,15 @@ def definitions(source: str) -> str:
         body = ast.parse(source).body
     except UNPARSABLE:
         return ""
-    return "\n".join(_text(source, node) for node in body if stays(node))
+    return "\n".join(_text(node) or "" for node in body if stays(node))
 
 
-def _text(source: str, node: ast.stmt) -> str:
-    """The lines of a top-level statement, decorators included."""
-    starts = [node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]
-    return "\n".join(source.split("\n")[min(starts) - 1 : node.end_lineno])
+def _text(node: ast.stmt) -> str | None:
+    """A statement's source; None where it is nested too deeply to be written."""
+    try:
+        return ast.unparse(node)
+    except RecursionError:
+        return None
 
 
 def _bound_by(statement: ast.stmt) -> set[str]:
@@ -318,16 +322,19 @@ def _defined_in(source: str) -> set[str]:
 
 def source_behind(name: str, sources: list[str]) -> str:
     """The statements that `name` rests on, its own definition and whatever those use in turn."""
-    statements: list[tuple[set[str], ast.stmt, str]] = []
+    binding: dict[str, list[tuple[ast.stmt, str]]] = {}  # name -> statements, and their cells
     for source in sources:
         try:
             body = ast.parse(source).body
         except UNPARSABLE:
             continue
-        statements += [(_bound_by(node), node, _text(source, node)) for node in body]
-    wanted, taken = {name}, set[int]()
-    while used := {i for i, s in enumerate(statements) if i not in taken and s[0] & wanted}:
-        taken |= used
-        parts = (part for i in used for part in ast.walk(statements[i][1]))
-        wanted |= {part.id for part in parts if isinstance(part, ast.Name)}
-    return "\n".join(statements[i][2] for i in sorted(taken))
+        for node in body:
+            for bound in _bound_by(node):
+                binding.setdefault(bound, []).append((node, source))
+    names, texts = [name], dict[int, str]()  # texts by the statement's identity
+    while names:
+        for node, source in binding.pop(names.pop(), ()):
+            if id(node) not in texts:
+                texts[id(node)] = _text(node) or source
+                names += {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return "\n".join(dict.fromkeys(texts.values()))

@@ -168,11 +168,14 @@ class Attempt:
         self.setup, self.cells = repaired.setup, list(repaired.cells)
         self.problems: dict[int, str] = {}  # index of a cell -> what happened to it
         self.left_out: set[int] = set()
+        self.lost = 0.0  # seconds that cells took which then ended the child
         self._channel: Channel | None = None
         self._resources = contextlib.ExitStack()
 
     def close(self) -> None:
         """End the child and all that it started."""
+        if self._channel is not None:
+            self._channel.close()
         self._resources.close()
         self._channel = None
 
@@ -180,9 +183,9 @@ class Attempt:
         """A living child in which every cell has run that does not end it."""
         while self._channel is None or not self._channel.alive:
             self.close()
-            channel = self._start()
-            if self._run_cells(channel):
-                self._channel = channel
+            self._channel = self._start()
+            if not self._run_cells(self._channel):
+                self._channel.close()
         return self._channel
 
     def _start(self) -> Channel:
@@ -204,34 +207,46 @@ class Attempt:
 
     def _run_cells(self, channel: Channel) -> bool:
         """Whether the child outlived its cells; the cell that ended it is changed or left out."""
-        end = time.monotonic() + CELLS_SECONDS
+        end = time.monotonic() + CELLS_SECONDS - self.lost
         for index, cell in enumerate(self.cells):
             if index in self.left_out:
                 continue
-            seconds = min(CELL_SECONDS, end - time.monotonic())
-            if seconds <= 0:
-                self._leave_out(index, "was left out: the cells before it took too long")
+            start = time.monotonic()
+            if start >= end:
+                self._leave_out(index, "was not run: the cells before it took too long")
                 continue
             try:
-                reply = _run_cell(channel, cell, seconds)
+                reply = _run_cell(channel, cell, min(CELL_SECONDS, end - start))
             except Ended as fate:
+                self.lost += time.monotonic() - start
                 self._replace(index, str(fate))
                 return False
-            if "error" in reply:
-                self._note_error(index, reply["error"])
-                with contextlib.suppress(Ended):
-                    rest = replace(cell, source=definitions(cell.source))
-                    _run_cell(channel, rest, CELL_SECONDS)
-                if not channel.alive:
-                    self._leave_out(index, "ended the Python process")
-                    return False
+            if "error" in reply and not self._recover(channel, index, reply["error"]):
+                return False
+        return True
+
+    def _recover(self, channel: Channel, index: int, error: Any) -> bool:
+        """After a cell that raised, run what it defines; whether the child can go on."""
+        if index in self.problems:  # this was what it defines
+            self.left_out.add(index)
+            return True
+        cell, kinds = self.cells[index], error.get("kinds") if isinstance(error, dict) else []
+        self._note_error(index, error)
+        self.cells[index] = replace(cell, source=definitions(cell.source))
+        if isinstance(kinds, list) and {"OSError", "MemoryError"} & set(map(str, kinds)):
+            return False  # memory, processes or files may be used up: start afresh
+        try:
+            _run_cell(channel, self.cells[index], CELL_SECONDS)
+        except Ended as fate:
+            self._leave_out(index, str(fate))
+            return False
         return True
 
     def _replace(self, index: int, fate: str) -> None:
         """Try what a cell defines, without what it does; leave it out if that was tried."""
         cell = self.cells[index]
         bare = definitions(cell.source)
-        if bare.strip() and bare != cell.source:
+        if bare.strip() and index not in self.problems:
             self.problems[index] = f"{_called(cell)} {fate}; only what it defines was used."
             self.cells[index] = replace(cell, source=bare)
         else:

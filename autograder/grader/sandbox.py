@@ -51,7 +51,7 @@ LIMITS = {
     "CORE": 0,
 }
 NOTHING: dict[str, str] = {}  # what a child learns of the grader's environment
-SCRATCH = 64 * MEGABYTE  # of /tmp
+SCRATCH = 64 * MEGABYTE  # of the one folder that can be written to
 COMMON = "common"  # the folder of the child's half of the engine, beside those of the chapters
 _COURSE, _CHAPTER = "/course", "/chapter"  # where they appear inside
 _PACKAGES = ("autograder", "rnn2gpt", "course")
@@ -264,7 +264,8 @@ def _settings(level: str) -> dict[str, Any]:
         # One user per grading process, so that none can use up another's processes.
         "uid": 61184 + os.getpid() % 4096 if level == "bubblewrap-root" else None,
         "limits": limits,
-        "scratch": SCRATCH,
+        "scratch": _scratch(),
+        "scratch_size": SCRATCH,
         "course": _COURSE,
         "chapter": _CHAPTER,
         "ours": [f"{_COURSE}/{COMMON}", _CHAPTER],
@@ -312,14 +313,21 @@ def _bubblewrap(level: str, view: list[str]) -> list[str]:
     else:
         command += ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
         command += ["--cap-drop", "ALL"]
-    for name, value in _environment("/tmp").items():
+    scratch = _scratch()
+    for name, value in _environment(scratch).items():
         command += ["--setenv", name, value]
+    command += ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", scratch]
     command += _system()
     command += view
     command += ["--dev", "/dev", "--size", str(MEGABYTE), "--tmpfs", "/dev/shm"]
     command += ["--remount-ro", "/dev", "--proc", "/proc"]
-    command += ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return [*command, "--remount-ro", "/", "--"]
+    return [*command, "--chdir", scratch, "--remount-ro", "/", "--"]
+
+
+def _scratch() -> str:
+    """The one folder that a child may write to: /tmp, unless this Python lies there."""
+    needed = (sys.prefix, sys.base_prefix, *_libraries())
+    return "/scratch" if any(Path(path).is_relative_to("/tmp") for path in needed) else "/tmp"
 
 
 def _system() -> list[str]:

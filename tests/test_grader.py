@@ -1,0 +1,666 @@
+"""The grader from a folder of files to rows, gradebook and feedback."""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import csv
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import submissions as s
+from click.testing import CliRunner
+
+from autograder.grader import grade as grade_module
+from autograder.grader.batch import failure, run_all
+from autograder.grader.feedback import as_page
+from autograder.grader.grade import GradingError, Plan, grade
+from autograder.grader.ingest import IngestError, ingest
+from autograder.grader.record import defuse
+from autograder.grader.repair import Refused, definitions, repair, source_behind
+from autograder.grader.run import Work
+from autograder.grader.sandbox import best_level
+from autograder.grader.seed import read_seed
+from course import sample_class
+from course.cli import main
+
+NAMES = [exercise.name for exercise in s.assignment().exercises]
+FIRST = NAMES[0]
+FULL = sum(exercise.points for exercise in s.assignment().exercises)
+HERE = s.assignment().name
+
+# --- repair: what a file amounts to ------------------------------
+
+
+def repaired(made: dict[str, Any] | bytes, suffix: str = ".ipynb"):
+    data = made if isinstance(made, bytes) else s.as_bytes(made)
+    return repair(data, suffix, s.assignment(), s.release())
+
+
+def code_of(result) -> dict[str, str]:
+    return {cell.name: cell.source.strip() for cell in result.cells if cell.answer}
+
+
+RIGHT = {name: source.strip() for name, source in s.answers().items()}
+
+
+def as_old_format(made: dict[str, Any]) -> bytes:
+    """The same notebook in nbformat 3."""
+    cells = copy.deepcopy(made["cells"])
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            cell["input"] = cell.pop("source")
+    return json.dumps({"nbformat": 3, "worksheets": [{"cells": cells}]}).encode()
+
+
+def without_metadata(made: dict[str, Any]) -> bytes:
+    cells = [cell | {"metadata": {}} for cell in copy.deepcopy(made["cells"])]
+    for cell in cells:
+        cell.pop("id", None)
+    return json.dumps({"cells": cells}).encode()
+
+
+def as_script(made: dict[str, Any]) -> bytes:
+    code = [c["source"] for c in made["cells"] if c["cell_type"] == "code"]
+    return "\n\n# In[3]:\n\n".join("".join(source) for source in code).encode()
+
+
+WORN = {
+    "plain": (s.as_bytes, ".ipynb", None),
+    "byte order mark": (lambda m: codecs.BOM_UTF8 + s.as_bytes(m), ".ipynb", "byte order mark"),
+    "UTF-16": (lambda m: s.as_bytes(m).decode().encode("utf-16"), ".ipynb", "byte order mark"),
+    "CRLF": (lambda m: s.as_bytes(m).replace(b"\n", b"\r\n"), ".ipynb", None),
+    "CRLF in the code": (
+        lambda m: json.dumps(m).replace("\\n", "\\r\\n").encode(),
+        ".ipynb",
+        None,
+    ),
+    "Windows-1252": (
+        lambda m: s.as_bytes(s.with_cell(m, "# caf\u00e9")).decode().encode("cp1252", "replace"),
+        ".ipynb",
+        "not UTF-8",
+    ),
+    "nbformat 3": (as_old_format, ".ipynb", "old format"),
+    "no metadata": (without_metadata, ".ipynb", "without its mark"),
+    "a script": (as_script, ".py", "script"),
+}
+
+
+@pytest.mark.parametrize("name", WORN)
+def test_worn_files_are_read_all_the_same(name):
+    wear, suffix, note = WORN[name]
+    result = repaired(wear(s.solved()), suffix)
+    assert code_of(result) == RIGHT
+    assert result.setup == "".join(s.cell_of(s.unsolved(), "setup")["source"])
+    assert note is None or any(note in text for text in result.notes), result.notes
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"   \n", "empty"),
+        (s.as_bytes(s.solved())[:5000], "cut off"),
+        (b"not a notebook", "broken"),
+        (b"[1, 2]", "not a notebook"),
+        (b'{"cells": 7}', "not a notebook"),
+        (b"[" * 100_000, "broken"),
+        (b'{"cells": ' + b"9" * 10_000 + b"}", "broken"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_a_reason(data, reason):
+    with pytest.raises(Refused, match=reason):
+        repaired(data)
+
+
+def test_odd_cells_do_not_hurt():
+    made = s.solved()
+    made["cells"] += [7, None, {"cell_type": 3}, {"source": {"a": 1}, "cell_type": "code"}, {}]
+    made["cells"] += [{"cell_type": "code", "source": ["x = 1", 5], "metadata": [], "id": 9}]
+    assert code_of(repaired(made)) == RIGHT
+
+
+def test_roles_come_from_our_release_not_from_the_file():
+    """Tags, points, locks, types, ids and check cells of a file count for nothing."""
+    made = s.solved()
+    made["metadata"] = {"kernelspec": {"name": "evil"}, "celltoolbar": "x"}
+    for cell in made["cells"]:
+        cell["metadata"]["tags"] = ["skip-execution", "hide-input"]
+        if "nbgrader" in cell["metadata"]:
+            cell["metadata"]["nbgrader"] |= {"points": 1000, "locked": False, "schema_version": 99}
+    checks = [c for c in made["cells"] if (s.grade_id(c) or "").startswith("check_")]
+    checks[0]["source"] = "print('full marks')"
+    made["cells"].remove(checks[1])
+    made["cells"].append(copy.deepcopy(checks[2]))
+    result = repaired(made)
+    assert code_of(result) == RIGHT
+    plain = s.result_of(s.solved())
+    assert s.result_of(made)["score"] == plain["score"] == FULL
+
+
+def test_a_pasted_copy_of_the_empty_cell_undoes_nothing():
+    made = s.solved()
+    made["cells"].append(copy.deepcopy(s.cell_of(s.unsolved(), FIRST)))
+    assert code_of(repaired(made)) == RIGHT
+
+
+def test_retyped_cells_and_helpers_are_used():
+    made = s.with_cell(s.solved(), "import math\nhelper = math.pi")
+    s.cell_of(made, FIRST)["cell_type"] = "markdown"
+    result = repaired(made)
+    assert code_of(result) == RIGHT
+    assert [c.source for c in result.cells if not c.answer] == ["import math\nhelper = math.pi"]
+    assert any("no code cell" in note for note in result.notes)
+
+
+def test_an_edited_cell_of_ours_keeps_what_it_defines():
+    made = s.solved()
+    setup = s.cell_of(made, "setup")
+    setup["source"] = "".join(setup["source"]) + "\nimport string\nprint(open('/etc/passwd'))\n"
+    (helper,) = [c for c in repaired(made).cells if not c.answer]
+    assert "import string" in helper.source and "passwd" not in helper.source
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("%matplotlib inline\nx = 1", "pass\nx = 1"),
+        ("!pip install torch\nx = 1", "pass\nx = 1"),
+        ("for i in range(2):\n    !ls {i}", "for i in range(2):\n    pass"),
+        ("%%time\nx = 1", "x = 1"),
+        ("%%bash\nrm -rf ~", ""),
+        ("files = !ls", "pass"),
+        ("torch.softmax?", "pass"),
+        ("x = (5\n  % 3)", "x = (5\n  % 3)"),  # a remainder, not a magic
+        ("def broken(:", "def broken(:"),  # the student reads their own syntax error
+    ],
+)
+def test_lines_for_ipython_are_left_out(source, expected):
+    cells = [c.source for c in repaired(s.with_cell(s.solved(), source)).cells if not c.answer]
+    assert cells == ([expected] if expected else [])
+
+
+def test_written_answers_are_kept_apart():
+    made = s.solved()
+    written = next(c for c in made["cells"] if (s.grade_id(c) or "").startswith("written"))
+    written["source"] = "Because **counts** are few."
+    result = repaired(made)
+    assert result.written == {s.grade_id(written): "Because **counts** are few."}
+
+
+def test_definitions_and_what_lies_behind_a_name():
+    source = "import os\nX = 3\ny = f()\n@deco\ndef g():\n    return X\nprint(g())\nclass C: pass"
+    assert definitions(source) == "import os\nX = 3\n@deco\ndef g():\n    return X\nclass C: pass"
+    behind = source_behind("a", ["def a(): return b()", "def b(): return F.x", "def c(): pass"])
+    assert "F.x" in behind and "def c" not in behind
+
+
+# --- ingest: what was handed in ------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """nbgrader's tree, with a helper to put files into it."""
+
+    def put(student: str, name: str, data: bytes = b"x", assignment: str = HERE) -> Path:
+        path = tmp_path / "submitted" / student / assignment / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    put.root = tmp_path / "submitted"  # type: ignore[attr-defined]
+    return put
+
+
+def test_everybody_gets_one_row(tree, tmp_path):
+    tree("ada", f"{s.NOTEBOOK}.ipynb", b"right")
+    tree("bob", "Final FINAL (2).ipynb", b"named otherwise")
+    tree("cyd", "work.py", b"a script")
+    tree("dee", "deep/er/notebook.ipynb", b"nested")
+    tree("eve", "readme.txt")
+    (tree.root / "fay" / HERE).mkdir(parents=True)
+    tree("gus", "old.ipynb", b"old")
+    os.utime(tree.root / "gus" / HERE / "old.ipynb", (1, 1))
+    tree("gus", "new.ipynb", b"new")
+    (tree.root / ".hidden").mkdir()
+    rows = {row.student: row for row in ingest(tree.root)}
+    assert list(rows) == ["ada", "bob", "cyd", "dee", "eve", "fay", "gus"]
+    assert {row.assignment for row in rows.values()} == {HERE}
+    assert [rows[n].data for n in ("ada", "bob", "cyd", "dee", "gus")] == [
+        b"right", b"named otherwise", b"a script", b"nested", b"new",
+    ]  # fmt: skip
+    assert rows["cyd"].suffix == ".py"
+    assert all(rows[name].problem for name in ("eve", "fay"))
+    assert any("named" in note for note in rows["bob"].notes)
+    assert any("Of 2 files, new.ipynb" in note for note in rows["gus"].notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_links_and_pipes_are_not_followed(tree, tmp_path):
+    secret = tmp_path / "secret.ipynb"
+    secret.write_bytes(b"someone else's")
+    for student in ("link", "pipe", "folder"):
+        (tree.root / student / HERE).mkdir(parents=True)
+    (tree.root / "link" / HERE / f"{s.NOTEBOOK}.ipynb").symlink_to(secret)
+    os.mkfifo(tree.root / "pipe" / HERE / f"{s.NOTEBOOK}.ipynb")
+    (tree.root / "folder" / HERE / "there").symlink_to(tmp_path)
+    (tree.root / "whole").symlink_to(tmp_path)
+    rows = {row.student: row for row in ingest(tree.root)}
+    assert set(rows) == {"link", "pipe", "folder", "whole"}
+    assert all(row.data is None and row.problem for row in rows.values())
+    assert any("no ordinary file" in note for note in rows["pipe"].notes)
+
+
+def test_files_and_flat_folders(tmp_path):
+    (tmp_path / f"ada_{s.NOTEBOOK}.ipynb").write_bytes(b"1")
+    (tmp_path / f"{s.NOTEBOOK}-bob.ipynb").write_bytes(b"2")
+    (tmp_path / "cyd.ipynb").write_bytes(f"def {FIRST}(".encode())
+    (tmp_path / "dee.ipynb").write_bytes(b"who knows")
+    found = {row.student: row for row in ingest(tmp_path)}
+    assert [found[name].assignment for name in ("ada", "bob", "cyd", "dee")] == [HERE] * 3 + [""]
+    assert "--assignment" in found["dee"].problem
+    assert {row.assignment for row in ingest(tmp_path, HERE)} == {HERE}
+    (one,) = ingest(tmp_path / "cyd.ipynb")
+    assert (one.student, one.assignment, one.notebook) == ("cyd", HERE, s.NOTEBOOK)
+
+
+def test_one_file_or_one_student_of_a_tree(tree):
+    path = tree("ada", "x.ipynb", b"1")
+    tree("ada", "rnn.ipynb", b"2", assignment=s.assignment("rnn").name)
+    (one,) = ingest(path)
+    assert (one.student, one.assignment) == ("ada", HERE)
+    assert [row.assignment for row in ingest(tree.root / "ada")] == [
+        HERE,
+        s.assignment("rnn").name,
+    ]
+    (one,) = ingest(tree.root / "ada" / HERE)
+    assert (one.student, one.assignment) == ("ada", HERE)
+    (one,) = ingest(tree.root, HERE)
+    assert one.assignment == HERE
+
+
+def test_what_cannot_be_graded_at_all_says_what_to_give(tmp_path):
+    for path, assignment, said in (
+        (tmp_path / "no", None, "does not exist"),
+        (tmp_path, None, "no notebook"),
+        (tmp_path, "99-none", HERE),
+    ):
+        with pytest.raises(IngestError, match=said):
+            ingest(path, assignment)
+
+
+# --- the whole way ------------------------------
+
+NAUGHTY = "<script>alert(1)</script><img src=x onerror=alert(2)> [c](javascript:alert(3))"
+
+
+def written(made: dict[str, Any], text: str) -> dict[str, Any]:
+    next(c for c in made["cells"] if (s.grade_id(c) or "").startswith("written"))["source"] = text
+    return made
+
+
+def raising(text: str) -> str:
+    return f"def {FIRST}(*a):\n    # {text}\n    raise ValueError({text!r})\n"
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """A class graded once: (folder, rows by student)."""
+    folder = tmp_path_factory.mktemp("class")
+    ends = f"def {FIRST}(*a):\n    import os\n    os._exit(0)\n"
+    handed_in = {
+        "ada": s.as_bytes(written(s.solved(), "Few counts.")),
+        "bob": s.as_bytes(s.unsolved()),
+        "cyd": s.as_bytes(s.with_cell(s.solved(**{FIRST: ends}), "while True: pass")),
+        "dee": s.as_bytes(s.solved())[:3000],
+        "eve": s.as_bytes(written(s.solved(**{FIRST: raising(NAUGHTY)}), NAUGHTY)),
+        "fay": s.as_bytes(s.solved()),
+    }
+    for student, data in handed_in.items():
+        place = folder / "submitted" / student / HERE
+        place.mkdir(parents=True)
+        (place / f"{s.NOTEBOOK}.ipynb").write_bytes(data)
+    (folder / "submitted" / "gus" / HERE).mkdir(parents=True)
+    rows = grade(folder / "submitted", plan_for(folder))
+    return folder, {row["student"]: row for row in rows}
+
+
+def plan_for(folder: Path, **more: Any) -> Plan:
+    fields = {"secret": s.SECRET, "trust": True, "jobs": 2, "cache": folder / "cache"} | more
+    return Plan(exercises=s.ROOT / "exercises", out=folder, **fields)
+
+
+def test_rows_say_what_happened(graded):
+    _, rows = graded
+    assert [rows[n]["score"] for n in ("ada", "bob", "dee", "fay", "gus")] == [FULL, 0, 0, FULL, 0]
+    assert {n: rows[n]["status"] for n in rows} == dict.fromkeys(rows, "graded") | {
+        "dee": "refused",
+        "gus": "refused",
+    }
+    assert all(row["max_score"] == FULL for row in rows.values())
+    cost = next(e.points for e in s.assignment().exercises if e.name == FIRST)
+    assert rows["cyd"]["score"] == rows["eve"]["score"] == FULL - cost
+    assert "ended the Python process" in rows["cyd"]["message"]
+    assert any("did not return within" in note for note in rows["cyd"]["notes"])
+    assert "cut off" in rows["dee"]["message"] and "no notebook" in rows["gus"]["message"]
+
+
+def test_results_hold_the_promised_form(graded):
+    folder, rows = graded
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [row["student"] for row in results] == sorted(rows)
+    for row in results:
+        assert set(row) >= {
+            "student", "assignment", "notebook", "score", "max_score", "status", "message",
+            "isolation", "seconds", "exercises",
+        }  # fmt: skip
+        assert row["isolation"] == best_level()
+        for exercise in row["exercises"]:
+            assert set(exercise) >= {"name", "points", "max_points", "misconception", "cases"}
+            for case in exercise["cases"]:
+                assert set(case) == {"name", "visible", "passed", "message"}
+    assert {e["name"] for e in results[0]["exercises"]} == set(NAMES)
+    with (folder / "results.csv").open(encoding="utf-8-sig") as file:
+        table = list(csv.DictReader(file))
+    assert [(line["student"], float(line["score"])) for line in table] == [
+        (row["student"], row["score"]) for row in results
+    ]
+    assert float(table[0][FIRST]) == results[0]["exercises"][0]["points"]
+
+
+def test_no_text_of_a_student_becomes_a_formula():
+    from autograder.grader.export import _harmless
+
+    assert [_harmless(v) for v in ("=1+1", "@x", "plain", 3.5)] == ["'=1+1", "'@x", "plain", 3.5]
+
+
+class Collector(HTMLParser):
+    """Tags and attributes of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[tuple[str, str | None]] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= set(attrs)
+
+
+def test_feedback_is_safe_to_publish(graded):
+    folder, rows = graded
+    for student, row in rows.items():
+        page = (folder / "feedback" / student / HERE / f"{s.NOTEBOOK}.html").read_text("utf-8")
+        found = Collector()
+        found.feed(page)
+        assert not found.tags & {"script", "img", "iframe", "svg", "object", "form", "a", "link"}
+        assert not any(name.startswith("on") for name, _ in found.attributes)
+        assert "default-src 'none'" in page
+        others = set(rows) - {student}
+        assert not any(re.search(rf"\b{other}\b", page) for other in others)
+        for secret in (str(s.ROOT), str(folder), s.SECRET.decode(), os.uname().nodename):
+            assert secret not in page
+        assert f"{row['score']:g} of {row['max_score']:g} points" in page
+        assert len(page) < 200_000
+    page = (folder / "feedback" / "eve" / HERE / f"{s.NOTEBOOK}.html").read_text("utf-8")
+    assert "&lt;script&gt;" in page
+
+
+def test_of_hidden_cases_only_the_hint_is_published():
+    row = json.loads(json.dumps(s.result_of(s.solved(**{FIRST: f"def {FIRST}(*a): return 1"}))))
+    row |= {"student": "x", "assignment": HERE, "notebook": s.NOTEBOOK}
+    page = as_page(row, s.assignment(), site="https://example.org/book/")
+    specs = {case.title: case for case in s.assignment().exercises[0].cases}
+    shown = [case for case in row["exercises"][0]["cases"] if not case["visible"]]
+    assert shown and all(case["message"] == specs[case["name"]].hint for case in shown)
+    assert "further cases pass" in page
+    wrong = s.result_of(
+        s.solved(**{FIRST: sample_class.mistaken(s.assignment(), FIRST, "transposed")})
+    )
+    wrong |= {"student": "x", "assignment": HERE, "notebook": s.NOTEBOOK}
+    page = as_page(wrong, s.assignment(), site="https://example.org/book/")
+    first = wrong["exercises"][0]
+    assert first["misconception"] == "transposed"
+    assert f'href="https://example.org/book/{first["see"].replace("#", ".html#")}"' in page
+
+
+def gradebook(folder: Path):
+    from nbgrader.api import Gradebook
+
+    return Gradebook(f"sqlite:///{folder / 'gradebook.db'}")
+
+
+def test_the_gradebook_holds_the_scores(graded):
+    folder, rows = graded
+    with gradebook(folder) as book:
+        for student, row in rows.items():
+            submission = book.find_submission_notebook(s.NOTEBOOK, HERE, student)
+            assert submission.score == row["score"]
+            written_grade = next(g for g in submission.grades if g.name.startswith("written"))
+            assert written_grade.needs_manual_grade == (student in ("ada", "eve"))
+        grades = {g.name: g for g in book.find_submission_notebook(s.NOTEBOOK, HERE, "eve").grades}
+        assert grades[f"check_{FIRST}"].auto_score == 0
+        assert not grades[f"check_{FIRST}"].needs_manual_grade
+        said = book.find_comment(FIRST, s.NOTEBOOK, HERE, "eve").auto_comment
+        assert said == rows["eve"]["exercises"][0]["message"]
+
+
+def test_autograded_notebooks_are_our_cells_with_their_answers(graded):
+    folder, _ = graded
+    for student in ("ada", "cyd", "dee", "eve"):
+        path = folder / "autograded" / student / HERE / f"{s.NOTEBOOK}.ipynb"
+        notebook = nbformat.read(path, 4)
+        nbformat.validate(notebook)
+        ours = {c.id: c for c in nbformat.reads(s.release().decode(), 4).cells}
+        theirs = {c.id: c for c in notebook.cells}
+        assert set(ours) <= set(theirs)
+        locked = [i for i, c in ours.items() if c.metadata.get("nbgrader", {}).get("locked")]
+        assert locked and all(theirs[i].source == ours[i].source for i in locked)
+        assert not any(c.get("outputs") for c in notebook.cells)
+        markdown = "".join(c.source for c in notebook.cells if c.id.startswith("written"))
+        assert "<script" not in markdown and "javascript:" not in markdown
+    assert theirs[FIRST].source.startswith(f"def {FIRST}")
+
+
+def test_grading_again_is_free_and_keeps_manual_marks(graded):
+    folder, rows = graded
+    with gradebook(folder) as book:
+        notebook = book.find_submission_notebook(s.NOTEBOOK, HERE, "ada")
+        grade_by_hand = next(g for g in notebook.grades if g.name.startswith("written"))
+        grade_by_hand.manual_score, grade_by_hand.needs_manual_grade = 1.5, False
+        comment = book.find_comment(grade_by_hand.name, s.NOTEBOOK, HERE, "ada")
+        comment.manual_comment = "Well seen."
+        name = grade_by_hand.name
+        book.db.commit()
+    start = time.monotonic()
+    again = grade(folder / "submitted", plan_for(folder))
+    assert time.monotonic() - start < 10
+    assert {row["student"]: row for row in again} == rows
+    with gradebook(folder) as book:
+        mark = book.find_grade(name, s.NOTEBOOK, HERE, "ada")
+        assert (mark.manual_score, mark.needs_manual_grade) == (1.5, False)
+        assert book.find_submission_notebook(s.NOTEBOOK, HERE, "ada").score == FULL + 1.5
+        comment = book.find_comment(name, s.NOTEBOOK, HERE, "ada")
+        assert comment.comment == "Well seen."
+
+
+def test_a_changed_exercise_is_not_mixed_into_an_old_gradebook(graded, tmp_path):
+    folder, _ = graded
+    exercises, out = tmp_path / "exercises", tmp_path / "out"
+    shutil.copytree(s.ROOT / "exercises", exercises)
+    out.mkdir()
+    shutil.copy(folder / "gradebook.db", out)
+    made = s.unsolved()
+    made["cells"] = [c for c in made["cells"] if not (s.grade_id(c) or "").startswith("written")]
+    (exercises / HERE / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(made))
+    plan = Plan(exercises=exercises, out=out, secret=s.SECRET, trust=True, jobs=1)
+    with pytest.raises(GradingError, match=r"move gradebook\.db away"):
+        grade(folder / "submitted" / "bob", plan)
+    assert (out / "results.json").exists()  # the grading itself is not lost
+
+
+def test_results_follow_the_seed_and_the_bytes():
+    work = Work(s.NOTEBOOK, b"x", ".ipynb", s.release(), "process", secret=b"1")
+    keys = {work.key()}
+    for change in ({"secret": b"2"}, {"data": b"y"}, {"level": "bubblewrap"}, {"hidden": False}):
+        keys.add(Work(**{**work.__dict__, **change}).key())
+    assert len(keys) == 5
+    assert work.key() == Work(**work.__dict__).key()
+
+
+def test_a_worker_that_dies_takes_no_other_result_along(tmp_path):
+    """`kill` stands for whatever might take a grading process down."""
+    works = [
+        Work(s.NOTEBOOK, s.as_bytes(s.solved())[:100], ".ipynb", s.release(), "process"),
+        Work("os_kill_no_such_checks", b"x", ".ipynb", None, "process"),
+    ]
+    works[1].__dict__["key"] = lambda: "1"  # its checks cannot even be fingerprinted
+    outcomes = dict((w.notebook, outcome) for w, outcome in run_all(works, 2, tmp_path))
+    assert outcomes[s.NOTEBOOK]["status"] == "refused"
+    assert isinstance(outcomes[works[1].notebook], Exception)
+    assert "failed" in failure(outcomes[works[1].notebook])
+
+
+def test_the_seed_is_made_once_and_is_private(tmp_path):
+    path = tmp_path / "deep" / ".seed"
+    first = read_seed(path)
+    assert len(first) == 64 and read_seed(path) == first
+    if os.name != "nt":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_students_markdown_is_defused():
+    assert defuse("a < b <b>x</b> [l](JavaScript:alert(1))") == (
+        "a &lt; b &lt;b&gt;x&lt;/b&gt; [l](JavaScript :alert(1))"
+    )
+
+
+# --- the commands ------------------------------
+
+
+def test_no_sandbox_no_grading_unless_trusted(graded, monkeypatch, tmp_path):
+    folder, _ = graded
+    monkeypatch.setattr(grade_module, "best_level", lambda: "process")
+    one = folder / "submitted" / "bob"
+    seed = ["--seed-file", str(tmp_path / "seed"), "--no-cache"]
+    refused = CliRunner().invoke(main, ["grade", str(one), "--out", str(tmp_path), *seed])
+    assert refused.exit_code == 1
+    assert "apt-get install bubblewrap" in refused.output and "--trust" in refused.output
+    arguments = ["grade", str(one), "--out", str(tmp_path), *seed, "--trust", "--json"]
+    trusted = CliRunner().invoke(main, arguments)
+    assert trusted.exit_code == 0, trusted.output
+    (row,) = json.loads(trusted.stdout)
+    assert (row["student"], row["isolation"], row["score"]) == ("bob", "process", 0)
+
+
+def test_the_grade_command_needs_something_to_grade():
+    for arguments in (["grade"], ["grade", "x", "--sample"], ["grade", "/no/such/folder"]):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code != 0 and "Traceback" not in result.output
+
+
+def test_a_student_checks_their_own_notebook(tmp_path):
+    path = tmp_path / "mine.ipynb"
+    wrong = sample_class.mistaken(s.assignment(), FIRST, "transposed")
+    path.write_bytes(s.as_bytes(s.solved(**{FIRST: wrong})))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 0, result.output
+    message = next(
+        m.message for m in s.assignment().exercises[0].misconceptions if m.name == "transposed"
+    )
+    assert message in result.output
+    assert re.search(r"Points: [\d.]+ of \d+ on the visible cases", result.output)
+    assert "other inputs" not in result.output  # hidden cases stay with the grader
+    path.write_bytes(b"{")
+    result = CliRunner().invoke(main, ["check", str(path), "--assignment", HERE])
+    assert result.exit_code == 1 and "cut off" in result.output
+
+
+@pytest.mark.slow
+def test_the_sample_class(tmp_path, monkeypatch):
+    rows = {row["student"]: row for row in sample_class.grade_sample(s.ROOT)}
+    assert len(rows) == len(sample_class.MEMBERS)
+    for member in sample_class.MEMBERS:
+        row = rows[member.student]
+        if member.damage is sample_class._truncated:
+            assert row["status"] == "refused"
+        elif member.solved is None and not member.mistakes:
+            assert row["score"] == row["max_score"], row["message"]
+        for exercise in row["exercises"]:
+            if exercise["name"] in member.mistakes and row["status"] == "graded":
+                assert exercise["misconception"] == member.mistakes[exercise["name"]]
+    if best_level() != "process":
+        hostile = next(m for m in sample_class.MEMBERS if m.student == sample_class.HOSTILE)
+        earned = s.assignment(hostile.notebook).exercises[: hostile.solved]
+        assert rows[hostile.student]["score"] == sum(e.points for e in earned)
+    first = {p: p.read_bytes() for p in (s.ROOT / "build/sample-class/submitted").rglob("*.ipynb")}
+    sample_class.make(s.ROOT, tmp_path)
+    again = {p.name: p.read_bytes() for p in tmp_path.rglob("*.ipynb")}
+    assert sorted(first.values()) == sorted(p.read_bytes() for p in tmp_path.rglob("*.ipynb"))
+    assert again
+
+
+@pytest.mark.slow
+def test_without_a_sandbox_the_hostile_member_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(grade_module, "best_level", lambda: "process")
+    monkeypatch.setattr(
+        sample_class,
+        "MEMBERS",
+        [m for m in sample_class.MEMBERS if m.student in ("emmy", sample_class.HOSTILE)],
+    )
+    shutil.copytree(s.ROOT / "exercises", tmp_path / "exercises")
+    shutil.copytree(s.ROOT / "solutions", tmp_path / "solutions")
+    rows = {row["student"]: row for row in sample_class.grade_sample(tmp_path)}
+    assert rows[sample_class.HOSTILE]["status"] == "skipped"
+    assert "not run" in rows[sample_class.HOSTILE]["message"]
+
+
+@pytest.mark.slow
+def test_stock_nbgrader_works_on_these_folders(graded, tmp_path):
+    """generate_assignment, validate, autograde and export, as their own commands."""
+    from course.release import build_source
+
+    shutil.copy(s.ROOT / "nbgrader_config.py", tmp_path)
+    source = tmp_path / "build" / "source" / HERE / f"{s.NOTEBOOK}.ipynb"
+    source.parent.mkdir(parents=True)
+    nbformat.write(build_source(s.ROOT, s.assignment()), source)
+    place = tmp_path / "submitted" / "ada" / HERE
+    place.mkdir(parents=True)
+    (place / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(s.solved()))
+    commands = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([commands, os.environ["PATH"]])}
+
+    def nbgrader(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "nbgrader", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    nbgrader("generate_assignment", HERE, "--create")
+    released = nbformat.read(tmp_path / "exercises" / HERE / f"{s.NOTEBOOK}.ipynb", 4)
+    assert not any("SOLUTION" in cell.source for cell in released.cells)
+    nbgrader("autograde", HERE)
+    grade_csv = tmp_path / "grades.csv"
+    nbgrader("export")
+    (line,) = csv.DictReader(grade_csv.open(encoding="utf-8"))
+    assert (line["student_id"], float(line["score"])) == ("ada", FULL)
+    # the same gradebook then takes our grader's results
+    shutil.copytree(s.ROOT / "exercises", tmp_path / "ours")
+    plan = Plan(exercises=tmp_path / "ours", out=tmp_path, secret=s.SECRET, trust=True, jobs=1)
+    grade(tmp_path / "submitted", plan)
+    nbgrader("export")
+    (line,) = csv.DictReader(grade_csv.open(encoding="utf-8"))
+    assert float(line["score"]) == FULL

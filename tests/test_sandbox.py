@@ -1,0 +1,418 @@
+"""What submissions do to graders: each attack earns what its work earned, beside an honest one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import submissions as s
+import torch
+
+from autograder.engine.handle import Ended
+from autograder.grader import run as run_module
+from autograder.grader.channel import Channel
+from autograder.grader.run import _sandbox
+from autograder.grader.sandbox import LEVELS, best_level
+
+LEVEL = best_level()
+FIRST = s.assignment().exercises[0]
+FULL = sum(exercise.points for exercise in s.assignment().exercises)
+
+pytestmark = pytest.mark.skipif(
+    LEVEL == "process", reason="no sandbox on this machine: bubblewrap is missing or not allowed"
+)
+
+
+@pytest.fixture(autouse=True)
+def short_deadlines(monkeypatch):
+    """Endless loops are cut after a second or two, not ten."""
+    monkeypatch.setattr(run_module, "CELL_SECONDS", 1.0)
+    for exercise in s.assignment().exercises:
+        monkeypatch.setattr(exercise, "seconds", 2.0)
+
+
+def inside(code: str, chapter: str = s.NOTEBOOK, call: str = "probe") -> Any:
+    """What a function defined by `code` returns when it runs where submissions run."""
+    with _sandbox(LEVEL).child(chapter) as child, contextlib.closing(Channel(child)) as channel:
+        reply = channel.ask({"op": "cell", "name": "x", "source": code}, 60)
+        assert "error" not in reply, reply
+        request = {"op": "call", "target": call, "method": None, "args": (), "kwargs": {}}
+        reply = channel.ask(request, 60)
+        assert "error" not in reply, reply
+        return reply["value"]
+
+
+# --- the control ------------------------------
+
+
+@pytest.mark.parametrize("notebook", ["language_models", "rnn", "lstm"])
+def test_honest_work_gets_full_marks(notebook):
+    result = s.result_of(s.solved(notebook), notebook)
+    assert (result["status"], result["score"]) == ("graded", result["max_score"]), result["message"]
+    assert result["isolation"] == LEVEL and LEVEL in LEVELS[:2]
+
+
+def test_the_released_notebook_gets_nothing_and_a_helpful_row():
+    result = s.result_of(s.unsolved())
+    assert result["score"] == 0
+    assert "not written yet" in result["message"]
+    assert {exercise["status"] for exercise in result["exercises"]} == {"missing"}
+
+
+# --- forging the verdict, ending, exhausting: a cell that attacks ------------------------------
+
+ATTACKS = {
+    "patches torch": """
+        import torch, numpy, math
+        for name in ("allclose", "equal", "isclose", "eq"):
+            setattr(torch, name, lambda *args, **kwargs: torch.tensor(True))
+        torch.testing.assert_close = lambda *args, **kwargs: None
+        numpy.testing.assert_allclose = lambda *args, **kwargs: None
+        math.isclose = lambda *args, **kwargs: True
+    """,
+    "patches the engine": """
+        import sys
+        from autograder.child import protocol, worker
+        worker.describe = lambda error: {}
+        for module in list(sys.modules):
+            if module.startswith("autograder"):
+                sys.modules[module].PASSED = True
+    """,
+    "prints results": """
+        import sys
+        for stream in (sys.stdout, sys.__stdout__, sys.stderr):
+            print('{"score": 1000, "max_score": 11, "status": "graded"}', file=stream)
+    """,
+    "writes a results file": """
+        for name in ("results.json", "/tmp/results.json", "../results.json"):
+            try: open(name, "w").write('[{"score": 1000}]')
+            except OSError: pass
+    """,
+    "writes on every descriptor": """
+        import os
+        for descriptor in range(3, 64):
+            try: os.write(descriptor, b"\\0\\0\\0\\x13\\0\\0\\0\\0[{\\"value\\": 1000}, []]")
+            except OSError: pass
+    """,
+    "exits": "import sys; sys.exit(0)",
+    "ends the process": "import os; os._exit(0)",
+    "kills": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "kills everything": "import os, signal; os.kill(-1, signal.SIGKILL)",
+    "kills its parent": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+    "crashes": "import ctypes; ctypes.string_at(0)",
+    "closes descriptors": "import os; os.closerange(0, 1000)",
+    "loops": "while True: pass",
+    "ignores interrupts": """
+        import signal
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_IGN)
+        while True: pass
+    """,
+    "sleeps": "import time; time.sleep(100000)",
+    "asks": "input('points? ')",
+    "recurses": "def deep(n): return deep(n + 1)\ndeep(0)",
+    "eats memory": "block = []\nwhile True: block.append(bytearray(1 << 28))",
+    "asks for a huge tensor": "import torch\ntorch.ones(1 << 40)",
+    "fills the disk": """
+        number = 0
+        while True:
+            with open(f"/tmp/{number}", "wb") as file: file.write(bytes(1 << 23))
+            number += 1
+    """,
+    "prints without end": "while True: print('x' * 1000000)",
+    "forks without end": "import os\nwhile True: os.fork()",
+    "starts threads": """
+        import threading, time
+        while True: threading.Thread(target=time.sleep, args=(1000,)).start()
+    """,
+    "leaves a process behind": """
+        import subprocess, sys
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"],
+                         start_new_session=True)
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def honest() -> dict[str, Any]:
+    return s.result_of(s.solved())
+
+
+def without_time(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in ("seconds", "work")}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_changes_no_score(name, honest):
+    attack = textwrap.dedent(ATTACKS[name])
+    nothing = s.result_of(s.with_cell(s.unsolved(), attack))
+    everything = s.result_of(s.with_cell(s.solved(), attack))
+    assert (nothing["status"], nothing["score"]) == ("graded", 0)
+    assert everything["score"] == FULL, (everything["message"], everything["notes"])
+    assert without_time(s.result_of(s.solved())) == without_time(honest)  # the neighbor
+    assert_nothing_survives()
+
+
+def assert_nothing_survives() -> None:
+    """No process is left over but the servers' own."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        left = [p for p in psutil.Process().children(recursive=True) if is_students(p)]
+        if not left:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"left over: {left}")
+
+
+def is_students(process: psutil.Process) -> bool:
+    try:
+        if LEVEL == "bubblewrap-root":
+            return process.uids().real >= 61184
+        return "python" in process.name()
+    except psutil.Error:
+        return False
+
+
+# --- answers that attack when they are called ------------------------------
+
+CALLS = {
+    "end the process": ("import os; os._exit(0)", "ended the Python process"),
+    "exit": ("raise SystemExit(0)", "SystemExit"),
+    "loop": ("while True: pass", "did not return within 2 s"),
+    "sleep": ("import time; time.sleep(10000)", "did not return within 2 s"),
+    "crash": ("import ctypes; ctypes.string_at(0)", "ended the Python process"),
+    "return an object equal to everything": ("return Yes()", "cannot be checked"),
+    "return NaN": ("return float('nan')", ""),
+    "return infinity": ("return float('inf')", ""),
+    "return a million nested lists": (
+        "x = []\n    for _ in range(10**5): x = [x]\n    return x",
+        "",
+    ),
+    "return a huge string": ("return 'x' * (1 << 28)", "cannot be sent"),
+    "return a huge number": ("return 10 ** 100000", ""),
+    "return a broken string": ("return '\\ud800'", ""),
+    "return a pickle": ("import pickle; return pickle.dumps(print)", ""),
+    "return a generator": ("return (i for i in range(3))", "cannot be checked"),
+    "return a tensor subclass": ("return Sly(torch.ones(7, 7))", ""),
+    "eat memory": ("x = bytearray(1 << 35)", "MemoryError"),
+    "raise something odd": ("raise type('Odd', (BaseException,), {})('no')", "Odd"),
+    "raise with markup": ("raise ValueError('<script>alert(1)</script> [red]')", "ValueError"),
+}
+HELPERS = """
+class Yes:
+    def __eq__(self, other): return True
+    def __bool__(self): return True
+    def __float__(self): return 1000.0
+    __hash__ = None
+class Sly(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None): return True
+"""
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_answer_that_attacks_costs_its_own_points_alone(name):
+    body, said = CALLS[name]
+    wrong = f"{HELPERS}\ndef {FIRST.name}(*args, **kwargs):\n    {body}\n"
+    result = s.result_of(s.solved(**{FIRST.name: wrong}))
+    expected = {e.name: e.points for e in s.assignment().exercises} | {FIRST.name: 0.0}
+    assert s.points(result) == expected
+    first = result["exercises"][0]
+    assert first["status"] == "wrong" and said in first["message"], first["message"]
+    assert_nothing_survives()
+
+
+def test_an_answer_that_hangs_on_one_input_keeps_its_other_points():
+    right = s.answers()[FIRST.name]
+    slow = f"{right}\nright = {FIRST.name}\n" + (
+        f"def {FIRST.name}(ids, vocab_size):\n"
+        "    while len(ids) == 1: pass\n"
+        "    return right(ids, vocab_size)\n"
+    )
+    first = s.result_of(s.solved(**{FIRST.name: slow}))["exercises"][0]
+    assert 0 < first["points"] < first["max_points"]
+    assert (
+        first["message"] == s.result_of(s.solved(**{FIRST.name: slow}))["exercises"][0]["message"]
+    )
+
+
+def test_a_forbidden_shortcut_in_a_helper_is_found_and_costs_its_exercise_alone():
+    exercise = next(e for e in s.assignment().exercises if e.name == "cross_entropy")
+    helper = "import torch.nn.functional as F\ndef help_me(a, b): return F.cross_entropy(a, b)\n"
+    lazy = "def cross_entropy(logits, targets):\n    return help_me(logits, targets)\n"
+    result = s.result_of(s.with_cell(s.solved(cross_entropy=lazy), helper))
+    assert s.points(result)[exercise.name] == 0
+    assert result["score"] == FULL - exercise.points
+    # the same helper, unused, is nobody's shortcut
+    assert s.result_of(s.with_cell(s.solved(), helper))["score"] == FULL
+
+
+# --- what is not there ------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from rnn2gpt.ngram import bigram_counts",
+        "from autograder.answers.language_models import counts_by_bincount as bigram_counts",
+        "from autograder.checks.language_models import pairs_by_hand as bigram_counts",
+        "from autograder.hidden.language_models import bigram_counts",
+        "import importlib.util as u; spec = u.spec_from_file_location('x', ROOT + "
+        "'/autograder/answers/language_models.py'); m = u.module_from_spec(spec); "
+        "spec.loader.exec_module(m); bigram_counts = m.counts_by_bincount",
+        "exec(open(ROOT + '/solutions/01_language_models.py').read())",
+    ],
+)
+def test_importing_the_answer_earns_nothing(source):
+    code = f"ROOT = {str(s.ROOT)!r}\n{source}\n"
+    result = s.result_of(s.solved(bigram_counts=code))
+    assert s.points(result)["bigram_counts"] == 0
+    assert result["score"] == FULL - FIRST.points
+
+
+def test_later_chapters_see_earlier_modules_and_no_others():
+    code = """
+import importlib
+def probe():
+    found = []
+    for name in ("data", "metrics", "ngram", "rnn", "lstm", "training"):
+        try: importlib.import_module("rnn2gpt." + name); found.append(name)
+        except ImportError: pass
+    return found
+"""
+    for chapter in ("language_models", "rnn", "lstm"):
+        assert inside(code, chapter) == list(s.assignment(chapter).modules)
+
+
+def test_nothing_of_the_course_or_the_host_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_SECRET", "42")
+    code = f"""
+import glob, os, sys
+def probe():
+    seen = {{}}
+    for path in {[str(s.ROOT), str(tmp_path), "/root/.ssh", "/etc/shadow", "/etc/passwd", "/home"]}:
+        seen[path] = os.path.exists(path) and sorted(os.listdir(path)) if os.path.isdir(path) \\
+            else os.path.exists(path)
+    environments = []
+    for path in glob.glob("/proc/*/environ"):
+        try: environments.append(open(path).read())
+        except OSError: pass
+    pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    return {{"seen": seen, "env": dict(os.environ), "environments": environments,
+            "course": os.listdir("/course"), "pids": pids, "uid": os.getuid()}}
+"""
+    found = inside(code)
+    listing = found["seen"].pop(str(s.ROOT))
+    assert listing in (False, [".venv"])  # the environment may lie in the course's folder
+    assert not any(found["seen"].values())
+    assert "COURSE_SECRET" not in found["env"]
+    assert not any("COURSE_SECRET" in text for text in found["environments"])
+    assert found["course"] in ([], ["common"])
+    assert len(found["pids"]) <= 3
+    if LEVEL == "bubblewrap-root":
+        assert found["uid"] not in (0, os.getuid())
+
+
+def test_there_is_no_network():
+    code = """
+import socket
+def probe():
+    try: socket.create_connection(("127.0.0.1", PORT), 1)
+    except OSError as error: return type(error).__name__
+    return "connected"
+"""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), 1).close()  # the control
+        assert inside(code.replace("PORT", str(port))) != "connected"
+
+
+def test_nothing_can_be_written_but_a_small_private_tmp():
+    code = f"""
+import os, sys
+def probe():
+    wrote = []
+    folders = ["/", "/usr", "/etc", "/dev", "/dev/shm", "/course", "/chapter", "/tmp", sys.prefix]
+    for folder in folders + sys.path[:3] + [{os.path.dirname(torch.__file__)!r}]:
+        try:
+            with open(os.path.join(folder, "mine"), "w") as file: file.write("x")
+            wrote.append(folder)
+        except OSError: pass
+    return wrote
+"""
+    assert set(inside(code)) <= {"/tmp", "/dev/shm"}
+    assert inside("import os\ndef probe(): return os.listdir('/tmp')") == []  # nobody else's
+
+
+def test_user_and_rights_are_given_up():
+    code = """
+import os
+def probe():
+    tried = {}
+    for name, call in {"setuid": lambda: os.setuid(0), "chroot": lambda: os.chroot("/tmp"),
+                       "nice": lambda: os.nice(-5)}.items():
+        try: call(); tried[name] = True
+        except OSError: tried[name] = False
+    status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+    return {"tried": tried, "caps": status["CapEff"].strip(), "new": status["NoNewPrivs"].strip()}
+"""
+    found = inside(code)
+    assert not any(found["tried"].values())
+    assert int(found["caps"], 16) == 0 and found["new"] == "1"
+
+
+def test_a_child_that_answers_nonsense_ends_its_own_connection():
+    code = "import os\ndef probe():\n    os.write(REPLY, b'x' * 64)\n    return 1\n"
+    find = "import os, stat\nREPLY = max(f for f in range(3, 64) if is_pipe(f))\n"
+    pipe = (
+        "def is_pipe(f):\n    import os, stat\n"
+        "    try: return stat.S_ISFIFO(os.fstat(f).st_mode)\n    except OSError: return False\n"
+    )
+    with pytest.raises(Ended):
+        inside(pipe + find + code)
+
+
+# --- where there is no sandbox ------------------------------
+
+
+@pytest.mark.slow
+def test_without_a_sandbox_limits_still_hold():
+    made = s.with_cell(s.solved(), "while True: pass")
+    result = s.result_of(made, level="process")
+    assert (result["score"], result["isolation"]) == (FULL, "process")
+
+
+def test_the_course_is_masked_where_it_is_installed_with_the_libraries(request, monkeypatch):
+    """An ordinary install puts the packages beside torch; inside, they are not to be seen."""
+    from autograder.grader import sandbox
+
+    tmp_path = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(tmp_path))
+    libraries = tmp_path / "lib" / "site-packages"
+    (libraries / "autograder" / "checks").mkdir(parents=True)
+    (libraries / "autograder" / "checks" / "secret.py").touch()
+    (libraries / "torch").mkdir()
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(libraries)])
+    monkeypatch.setattr(sandbox, "_own_root", lambda: libraries)
+    fresh = sandbox.Sandbox(LEVEL, _sandbox(LEVEL).folder)
+    request.addfinalizer(fresh.close)
+    with fresh.child(s.NOTEBOOK) as child, contextlib.closing(Channel(child)) as channel:
+        code = f"import os\ndef probe(): return os.listdir({str(libraries)!r}), os.listdir(" + (
+            f"{str(libraries / 'autograder')!r})"
+        )
+        channel.ask({"op": "cell", "name": "x", "source": code}, 120)
+        request = {"op": "call", "target": "probe", "method": None, "args": (), "kwargs": {}}
+        shown, masked = channel.ask(request, 60)["value"]
+    assert "torch" in shown and masked == []
