@@ -263,7 +263,7 @@ checks.detach_state.check(detach_state)
 
 # %% [markdown]
 # Your layer between an embedding and a linear head is a language model. This cell trains it on the
-# plays for 300 windows (20 to 30 seconds): 32 places of the text are read side by side, and each
+# plays for 300 windows (some 15 seconds): 32 places of the text are read side by side, and each
 # window goes on from the state in which the last one ended.
 
 # %%
@@ -375,7 +375,7 @@ if ready(checks.LSTM, checks.detach_state, checks.generate):
 
 # %%
 if ready(checks.LSTM, checks.detach_state):
-    for window, n_windows in ((8, 600), (32, 150)):
+    for window, n_windows in ((8, 400), (32, 100)):
         for carry in (True, False):
             _, losses = train(n_windows, window, carry)
             end = sum(losses[-n_windows // 5 :]) / (n_windows // 5)
