@@ -81,6 +81,10 @@ def test_math_characters_include_the_italics_that_a_browser_draws() -> None:
     assert found == {"h", "ℎ", "W", "𝑊", "⊙"}
 
 
+def test_math_characters_include_the_root_sign_that_a_browser_draws() -> None:
+    assert ord("√") in math_codepoints("<math><msqrt><mi>d</mi></msqrt></math>")
+
+
 def test_icons_in_use_are_found_by_name_and_by_the_style_sheets_own_use() -> None:
     css = (
         '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}.fa-ghost:before{content:"\\f6e2"}'

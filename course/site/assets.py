@@ -88,6 +88,8 @@ def math_codepoints(html: str) -> set[int]:
     found: set[int] = set()
     for math in re.findall(r"<math.*?</math>", html, re.S):
         found.update(map(ord, re.sub(r"<[^>]+>|\s", "", math)))
+        if re.search("<msqrt|<mroot", math):
+            found.add(ord("√"))  # the browser's own: it stands in no text
     return found | {_ITALIC[c] for c in found if c in _ITALIC}
 
 
