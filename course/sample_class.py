@@ -32,7 +32,7 @@ WITHHELD = (
 )
 SEED = b"the sample class is no secret"
 
-_SOLUTION_MARK = re.compile(r"^\s*### (?:BEGIN|END) SOLUTION\s*?\n", re.MULTILINE)
+_SOLUTION_MARK = re.compile(r"^[ \t]*### (?:BEGIN|END) SOLUTION[ \t]*(?:\n|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -134,14 +134,13 @@ def _raw(cell: dict[str, Any]) -> _Raw:
     source = cell.get("source", cell.get("input", ""))
     if isinstance(source, list):
         source = "".join(line for line in source if isinstance(line, str))
+    source = source.replace("\r\n", "\n") if isinstance(source, str) else ""
     metadata = cell.get("metadata")
     nbgrader = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     grade_id = nbgrader.get("grade_id") if isinstance(nbgrader, dict) else None
     ids = tuple(name for name in (grade_id, cell.get("id")) if isinstance(name, str))
     solution = isinstance(nbgrader, dict) and nbgrader.get("solution") is True
-    return _Raw(
-        str(cell.get("cell_type")), source if isinstance(source, str) else "", ids, solution
-    )
+    return _Raw(str(cell.get("cell_type")), source, ids, solution)
 
 
 def _plain(source: str) -> str:
@@ -322,7 +321,8 @@ def _defined_in(source: str) -> set[str]:
 
 def source_behind(name: str, sources: list[str]) -> str:
     """The statements that `name` rests on, its own definition and whatever those use in turn."""
-    binding: dict[str, list[tuple[ast.stmt, str]]] = {}  # name -> statements, and their cells
+    binding: dict[str, list[int]] = {}  # name -> the numbers of the statements that bind it
+    statements: list[tuple[ast.stmt, str]] = []  # each with the source of its cell
     for source in sources:
         try:
             body = ast.parse(source).body
@@ -330,11 +330,13 @@ def source_behind(name: str, sources: list[str]) -> str:
             continue
         for node in body:
             for bound in _bound_by(node):
-                binding.setdefault(bound, []).append((node, source))
-    names, texts = [name], dict[int, str]()  # texts by the statement's identity
+                binding.setdefault(bound, []).append(len(statements))
+            statements.append((node, source))
+    names, taken = [name], set[int]()
     while names:
-        for node, source in binding.pop(names.pop(), ()):
-            if id(node) not in texts:
-                texts[id(node)] = _text(node) or source
-                names += {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return "\n".join(dict.fromkeys(texts.values()))
+        for number in binding.pop(names.pop(), ()):
+            taken.add(number)
+            parts = ast.walk(statements[number][0])
+            names += {part.id for part in parts if isinstance(part, ast.Name)}
+    chosen = [statements[number] for number in sorted(taken)]
+    return "\n".join(dict.fromkeys(_text(node) or source for node, source in chosen))
