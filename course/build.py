@@ -118,6 +118,7 @@ def _run_jupyter_book(root: Path, build: Path, *, fresh: bool, console: Console)
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
+        "OMP_NUM_THREADS": "1",  # pages measure one thread; more gain nothing at these sizes
     }
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     lines: list[str] = []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Several processes share the cores: one thread each. Small matrices gain nothing from more, and
+# threads that wait for each other on a busy machine cost minutes. Kernels inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
