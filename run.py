@@ -39,7 +39,8 @@ def main() -> int:
     if arguments[:1] == ["test"]:
         rest = [a for a in arguments[1:] if a != "--fast"]
         fast = ["-m", "not slow"] if "--fast" in arguments else []
-        return start([PYTHON, "-m", "pytest", *fast, *rest])
+        side_by_side = ["-n", "auto", "--maxprocesses", "8"]
+        return start([PYTHON, "-m", "pytest", *side_by_side, *fast, *rest])
     if arguments:
         print(__doc__, file=sys.stderr)
         return 0 if arguments[0] in ("-h", "--help") else 2
