@@ -32,9 +32,9 @@ from rnn2gpt.rnn import CharRNN, CharRNNConfig
 class Architecture:
     """A kind of network that the training loop can train.
 
-    `learning_rate` is the peak rate that did best on the course's text. `recurrent` says whether
-    `model(ids, state)` carries a state from one block to the next; without it the loop calls
-    `model(ids)` and takes the first of what it returns.
+    `learning_rate` is the peak rate that did best at the ladder's width and budget. `recurrent`
+    says whether `model(ids, state)` carries a state from one block to the next; without it the
+    loop calls `model(ids)` and takes the first of what it returns.
     """
 
     config: type
@@ -51,7 +51,7 @@ MODELS: dict[str, Architecture] = {
     "rnn": Architecture(
         config=CharRNNConfig,
         build=lambda config: CharRNN(config.vocab_size, config.d_model),
-        learning_rate=3e-3,
+        learning_rate=8e-3,
         recurrent=True,
     ),
     "lstm": Architecture(
@@ -59,7 +59,7 @@ MODELS: dict[str, Architecture] = {
         build=lambda config: CharLSTM(
             config.vocab_size, config.d_model, config.n_layers, config.dropout
         ),
-        learning_rate=3e-3,
+        learning_rate=1.6e-2,
         recurrent=True,
     ),
 }

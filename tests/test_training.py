@@ -317,7 +317,8 @@ def test_train_then_generate(tmp_path: Path, text_file: Path, model: str) -> Non
     assert refused.exit_code == 1 and "--resume" in refused.output
 
     ask = ["generate", out, "--prompt", "how much", "--tokens", 60]
-    texts = [invoke(*ask, "--seed", seed).output for seed in (1, 1, 2)]
+    hot = [*ask, "--temperature", 3]  # well learned, the text leaves little to chance
+    texts = [invoke(*hot, "--seed", seed).output for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) == len("how much") + 60 + 1
     greedy = invoke(*ask, "--temperature", 0).output
