@@ -231,6 +231,16 @@ def test_an_answer_that_attacks_costs_its_own_points_alone(name):
     assert_nothing_survives()
 
 
+def test_many_cells_that_end_the_process_cost_a_bounded_time():
+    made = s.solved()
+    for number in range(60):
+        made = s.with_cell(made, f"import os\n{'os._exit(0)' if number % 2 else '1 / 0'}", at=-1)
+    start = time.monotonic()
+    result = s.result_of(made)
+    assert result["score"] == FULL, result["notes"]
+    assert time.monotonic() - start < 120
+
+
 def test_an_answer_that_hangs_on_one_input_keeps_its_other_points():
     right = s.answers()[FIRST.name]
     slow = f"{right}\nright = {FIRST.name}\n" + (

@@ -37,6 +37,7 @@ from autograder.grader.sandbox import COMMON, START_SECONDS, Sandbox, SandboxErr
 CELL_SECONDS = 10.0
 CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
 EXERCISE_ROUNDS = 6  # an exercise may take this many times what one request may take
+MAX_STARTS = 20  # of children, while cells that fail are found
 MAX_ENDS = 2  # children that one exercise may cost
 
 
@@ -168,6 +169,7 @@ class Attempt:
         self.setup, self.cells = repaired.setup, list(repaired.cells)
         self.problems: dict[int, str] = {}  # index of a cell -> what happened to it
         self.left_out: set[int] = set()
+        self.starts = 0
         self.lost = 0.0  # seconds that cells took which then ended the child
         self._channel: Channel | None = None
         self._resources = contextlib.ExitStack()
@@ -183,6 +185,7 @@ class Attempt:
         """A living child in which every cell has run that does not end it."""
         while self._channel is None or not self._channel.alive:
             self.close()
+            self.starts += 1
             self._channel = self._start()
             if not self._run_cells(self._channel):
                 self._channel.close()
@@ -220,50 +223,29 @@ class Attempt:
             except Ended as fate:
                 self.lost += time.monotonic() - start
                 self._replace(index, str(fate))
+                if self.starts >= MAX_STARTS:
+                    self.left_out.update(range(index, len(self.cells)))
                 return False
-            if "error" in reply and not self._recover(channel, index, reply["error"]):
-                return False
-        return True
-
-    def _recover(self, channel: Channel, index: int, error: Any) -> bool:
-        """After a cell that raised, run what it defines; whether the child can go on."""
-        if index in self.problems:  # this was what it defines
-            self.left_out.add(index)
-            return True
-        cell, kinds = self.cells[index], error.get("kinds") if isinstance(error, dict) else []
-        self._note_error(index, error)
-        self.cells[index] = replace(cell, source=definitions(cell.source))
-        if isinstance(kinds, list) and {"OSError", "MemoryError"} & set(map(str, kinds)):
-            return False  # memory, processes or files may be used up: start afresh
-        try:
-            _run_cell(channel, self.cells[index], CELL_SECONDS)
-        except Ended as fate:
-            self._leave_out(index, str(fate))
-            return False
+            if "error" in reply:
+                self._replace(index, _raised(reply["error"]))
+                if self.starts < MAX_STARTS:
+                    return False  # memory, processes or threads may be used up: start afresh
         return True
 
     def _replace(self, index: int, fate: str) -> None:
         """Try what a cell defines, without what it does; leave it out if that was tried."""
-        cell = self.cells[index]
-        bare = definitions(cell.source)
-        if bare.strip() and index not in self.problems:
-            self.problems[index] = f"{_called(cell)} {fate}; only what it defines was used."
-            self.cells[index] = replace(cell, source=bare)
-        else:
+        bare = definitions(self.cells[index].source)
+        if index in self.problems or not bare.strip():
             self._leave_out(index, fate)
+            return
+        self.problems[index] = (
+            f"{_called(self.cells[index])} {fate}; only what it defines was used."
+        )
+        self.cells[index] = replace(self.cells[index], source=bare)
 
     def _leave_out(self, index: int, fate: str) -> None:
         self.problems[index] = f"{_called(self.cells[index])} {fate}, so it was left out."
         self.left_out.add(index)
-
-    def _note_error(self, index: int, error: Any) -> None:
-        fields = error if isinstance(error, dict) else {}
-        kind, message, line = (
-            str(fields.get(key, ""))[:300] for key in ("kind", "message", "line")
-        )
-        where = f" in the line `{line.strip()}`" if line.strip() else ""
-        name = _called(self.cells[index])
-        self.problems[index] = f"{name} stopped with {kind}: {message}{where}."
 
     def problem_of(self, name: str) -> str:
         """What happened to the cells of an exercise, if anything did."""
@@ -281,6 +263,14 @@ def _run_cell(channel: Channel, cell: Cell, seconds: float) -> dict[str, Any]:
 
 def _called(cell: Cell) -> str:
     return f"The cell of `{cell.name}`" if cell.answer else cell.name.capitalize()
+
+
+def _raised(error: Any) -> str:
+    """What the child says of a cell that raised, every field forced to its type."""
+    fields = error if isinstance(error, dict) else {}
+    kind, message, line = (str(fields.get(key, ""))[:300] for key in ("kind", "message", "line"))
+    where = f" in the line `{line.strip()}`" if line.strip() else ""
+    return f"stopped with {kind}: {message}{where}"
 
 
 class Line:
