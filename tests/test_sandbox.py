@@ -20,7 +20,7 @@ import torch
 from autograder.engine.handle import Ended
 from autograder.grader import run as run_module
 from autograder.grader.channel import Channel
-from autograder.grader.run import _sandbox
+from autograder.grader.run import GraderError, _sandbox
 from autograder.grader.sandbox import LEVELS, best_level
 
 LEVEL = best_level()
@@ -426,3 +426,33 @@ def test_the_course_is_masked_where_it_is_installed_with_the_libraries(request, 
         request = {"op": "call", "target": "probe", "method": None, "args": (), "kwargs": {}}
         shown, masked = channel.ask(request, 60)["value"]
     assert "torch" in shown and masked == []
+
+
+def test_scratch_moves_where_python_lies_in_tmp(request, monkeypatch):
+    from autograder.grader import sandbox
+
+    monkeypatch.setattr(sandbox, "_libraries", lambda: ["/tmp/venv/lib/site-packages"])
+    assert sandbox._scratch() == "/scratch"
+    monkeypatch.undo()
+    assert sandbox._scratch() == ("/scratch" if sys.prefix.startswith("/tmp/") else "/tmp")
+    monkeypatch.setattr(sandbox, "_scratch", lambda: "/scratch")
+    fresh = sandbox.Sandbox(LEVEL, _sandbox(LEVEL).folder)
+    request.addfinalizer(fresh.close)
+    with fresh.child(s.NOTEBOOK) as child, contextlib.closing(Channel(child)) as channel:
+        code = "import os, tempfile\ndef probe(): return tempfile.mkdtemp(), os.getcwd()"
+        channel.ask({"op": "cell", "name": "x", "source": code}, 120)
+        request_ = {"op": "call", "target": "probe", "method": None, "args": (), "kwargs": {}}
+        made, here = channel.ask(request_, 60)["value"]
+    assert made.startswith("/scratch/") and here == "/scratch"
+
+
+@pytest.mark.slow
+def test_the_level_for_graders_without_root():
+    """The same sandbox in a user namespace: honest work counts, attacks do not."""
+    try:
+        honest = s.result_of(s.solved(), level="bubblewrap")
+    except GraderError:
+        pytest.skip("user namespaces are not allowed on this machine")
+    assert (honest["score"], honest["isolation"]) == (FULL, "bubblewrap")
+    made = s.with_cell(s.unsolved(), "import os; os.kill(-1, 9); os._exit(0)")
+    assert s.result_of(made, level="bubblewrap")["score"] == 0
