@@ -118,6 +118,8 @@ checks.rnn_forward.check(rnn_forward)
 
 # %%
 if ready(checks.rnn_forward):
+    import matplotlib.pyplot as plt
+
     torch.manual_seed(0)
     lines = ["Now is the winter of our discontent", "How is the winter of our discontent"]
     alphabet = CharTokenizer("".join(lines))
@@ -183,6 +185,8 @@ checks.rnn_backward.check(rnn_backward)
 
 # %%
 if ready(checks.rnn_forward, checks.rnn_backward):
+    import matplotlib.pyplot as plt
+
     torch.manual_seed(0)
     T, H = 60, 64
     plt.figure(figsize=(6, 3))

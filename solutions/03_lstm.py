@@ -268,6 +268,7 @@ checks.detach_state.check(detach_state)
 
 # %%
 if ready(checks.LSTM, checks.detach_state):
+    import matplotlib.pyplot as plt
     import torch.nn.functional as F
 
     from rnn2gpt.data import CharTokenizer, load_text

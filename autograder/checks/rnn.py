@@ -896,6 +896,15 @@ def rebinds(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
 
 
 @clip_grad_norm_.misconception(
+    did="The gradients are what they were: `g = g * c` makes a new tensor and changes no `.grad`.",
+    causes="Nothing is ever clipped, and the norm you return hides it. Scale with `g.mul_(c)`.",
+    see="clipping",
+)
+def rebinds_a_name(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    return _norm(_gradients([p for p in parameters if p.grad is not None]))
+
+
+@clip_grad_norm_.misconception(
     did="You go through `parameters` twice.",
     causes="`model.parameters()` is a generator and empty the second time, so nothing is clipped."
     " Make a list of it first.",

@@ -19,6 +19,12 @@ TOLERANCES = {
 }
 
 
+LESS_PRECISE = (
+    "right to six digits and no further, where {dtype} has more. Some tensor on the way is of a"
+    " shorter type, such as `torch.zeros(...)` without `dtype=x.dtype`."
+)
+
+
 class Mismatch(AssertionError):
     """An expectation that does not hold; its text is written for the student.
 
@@ -138,6 +144,8 @@ def _first_difference(
     count, total = int(off.sum()), off.numel()
     index = tuple(int(i) for i in off.nonzero()[0])
     want, have = _number(right[index].item()), _number(value[index].item())
+    if want == have:
+        return f"{name}: {LESS_PRECISE.format(dtype=right.dtype)}"
     where = f" at {list(index)}" if index else ""
     rest = f" ({count} of {total} entries differ)" if total > 1 else ""
     return f"{name}: expected {want}, got {have}{where}{rest}."

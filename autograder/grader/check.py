@@ -56,4 +56,8 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _verdict(fields: dict[str, Any]) -> str:
     cases = [CaseResult(**case) for case in fields["cases"]]
-    return verdict_as_text(ExerciseResult(**fields | {"cases": cases}))
+    verdict = verdict_as_text(ExerciseResult(**fields | {"cases": cases}))
+    if fields["status"] != "wrong":
+        return verdict
+    marks = [f"    {'✓' if case.passed else '✗'} {case.name}" for case in cases if case.visible]
+    return "\n".join([verdict, *marks])
