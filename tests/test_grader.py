@@ -637,7 +637,7 @@ def test_without_a_sandbox_the_hostile_member_is_left_out(monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
-def test_stock_nbgrader_works_on_these_folders(graded, tmp_path):
+def test_stock_nbgrader_works_on_these_folders(tmp_path):
     """generate_assignment, validate, autograde and export, as their own commands."""
     from course.release import build_source
 
@@ -647,7 +647,7 @@ def test_stock_nbgrader_works_on_these_folders(graded, tmp_path):
     nbformat.write(build_source(s.ROOT, s.assignment()), source)
     place = tmp_path / "submitted" / "ada" / HERE
     place.mkdir(parents=True)
-    (place / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(s.solved()))
+    (place / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(written(s.solved(), "Few.")))
     commands = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([commands, os.environ["PATH"]])}
 
@@ -662,6 +662,8 @@ def test_stock_nbgrader_works_on_these_folders(graded, tmp_path):
     nbgrader("generate_assignment", HERE, "--create")
     released = nbformat.read(tmp_path / "exercises" / HERE / f"{s.NOTEBOOK}.ipynb", 4)
     assert not any("SOLUTION" in cell.source for cell in released.cells)
+    said = nbgrader("validate", str(place / f"{s.NOTEBOOK}.ipynb"))
+    assert "Success" in said and "FAILED" not in said, said
     nbgrader("autograde", HERE)
     grade_csv = tmp_path / "grades.csv"
     nbgrader("export")
