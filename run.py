@@ -39,7 +39,7 @@ def main() -> int:
     if arguments[:1] == ["test"]:
         rest = [a for a in arguments[1:] if a != "--fast"]
         fast = ["-m", "not slow"] if "--fast" in arguments else []
-        side_by_side = ["-n", "auto", "--maxprocesses", "8"]
+        side_by_side = ["-n", "auto", "--maxprocesses", "8", "--dist", "loadgroup"]
         return start([PYTHON, "-m", "pytest", *side_by_side, *fast, *rest])
     if arguments:
         print(__doc__, file=sys.stderr)
