@@ -144,6 +144,7 @@ def _submission(
         name, notebook = (target.name, target.notebook) if target else ("", "")
         if target is None:
             problem = "It cannot be told which assignment this is. Name it with --assignment."
+            problem = problem if data.strip() else f"The file is empty. {problem}"
     return Submission(
         student, name, notebook, str(chosen), chosen.suffix, data, problem, tuple(notes)
     )
