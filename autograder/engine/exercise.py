@@ -135,7 +135,7 @@ class Exercise:
         Guards are left out: what they watch does not depend on the numbers.
         """
         for spec in [spec for spec in self.cases if spec.visible and not spec.guard]:
-            hint = f"“{spec.title}” fails on other inputs than the visible ones."
+            hint = f"“{spec.title}”, tried on other inputs, fails."
             again = self._case(f"{spec.title} (other inputs)", False, False, spec.weight, hint)
             again(spec.run)
 
