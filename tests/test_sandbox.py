@@ -27,8 +27,9 @@ LEVEL = best_level()
 FIRST = s.assignment().exercises[0]
 FULL = sum(exercise.points for exercise in s.assignment().exercises)
 
-pytestmark = pytest.mark.skipif(
-    LEVEL == "process", reason="no sandbox on this machine: bubblewrap is missing or not allowed"
+pytestmark = pytest.mark.skipif(  # in CI these tests fail instead
+    LEVEL == "process" and not os.environ.get("CI"),
+    reason="no sandbox on this machine: bubblewrap is missing or not allowed",
 )
 
 

@@ -281,7 +281,7 @@ def kill_table_html(rows: list[dict[str, Any]]) -> str:
     wrong = [row for row in rows if row["kind"] not in ACCEPTED]
     parts = [
         f"<p>{_share(right)} right answers get full marks. {_share(wrong)} wrong answers are "
-        "refused, each by the message written for it.</p>"
+        "refused, each named mistake by the message written for it.</p>"
     ]
     for chapter in dict.fromkeys(row["chapter"] for row in rows):
         parts.append(f'<p class="kill-chapter">{escape(chapter.replace("_", " "))}</p>')
