@@ -26,7 +26,7 @@ def rand(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def same_values_and_gradients(ours: Tensor, explicit: Tensor, inputs: list[Tensor]) -> None:
+def assert_same_values_and_gradients(ours: Tensor, explicit: Tensor, inputs: list[Tensor]) -> None:
     assert torch.allclose(ours, explicit, atol=1e-10)
     weights = torch.randn_like(ours)
     for a, b in zip(
@@ -156,7 +156,7 @@ def test_kneser_ney_refuses_what_it_cannot_count() -> None:
 def test_rnn_cell_and_forward_are_the_explicit_recurrence() -> None:
     x, h0, W_xh, W_hh, b = rand(2, 5, 3), rand(2, 7), rand(3, 7), rand(7, 7), rand(7)
     inputs = [x, h0, W_xh, W_hh, b]
-    same_values_and_gradients(
+    assert_same_values_and_gradients(
         rnn_cell(x[:, 0], h0, W_xh, W_hh, b),
         torch.tanh(x[:, 0] @ W_xh + h0 @ W_hh + b),
         inputs,
@@ -165,7 +165,7 @@ def test_rnn_cell_and_forward_are_the_explicit_recurrence() -> None:
     for t in range(5):
         h = torch.tanh(x[:, t] @ W_xh + h @ W_hh + b)
         hs.append(h)
-    same_values_and_gradients(rnn_forward(*inputs), torch.stack(hs, dim=1), inputs)
+    assert_same_values_and_gradients(rnn_forward(*inputs), torch.stack(hs, dim=1), inputs)
 
 
 def test_rnn_backward_is_autograd() -> None:
@@ -198,7 +198,7 @@ def test_lstm_cell_is_the_explicit_one() -> None:
     c_next = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h_next = torch.sigmoid(o) * torch.tanh(c_next)
     ours = torch.cat(lstm_cell(x, (h, c), *weights))
-    same_values_and_gradients(ours, torch.cat([h_next, c_next]), [x, h, c, *weights])
+    assert_same_values_and_gradients(ours, torch.cat([h_next, c_next]), [x, h, c, *weights])
 
 
 def test_gru_cell_is_the_explicit_one() -> None:
@@ -208,7 +208,9 @@ def test_gru_cell_is_the_explicit_one() -> None:
     from_h = (h @ W_hh.T + b_hh).chunk(3, dim=1)
     r, z = torch.sigmoid(from_x[0] + from_h[0]), torch.sigmoid(from_x[1] + from_h[1])
     n = torch.tanh(from_x[2] + r * from_h[2])
-    same_values_and_gradients(gru_cell(x, h, *weights), (1 - z) * n + z * h, [x, h, *weights])
+    assert_same_values_and_gradients(
+        gru_cell(x, h, *weights), (1 - z) * n + z * h, [x, h, *weights]
+    )
 
 
 def test_lstm_is_the_cell_unrolled_over_layers() -> None:
@@ -230,7 +232,7 @@ def test_lstm_is_the_cell_unrolled_over_layers() -> None:
     fused = torch.cat(
         [output.flatten(), h[0].flatten(), c[0].flatten(), h[1].flatten(), c[1].flatten()]
     )
-    same_values_and_gradients(fused, explicit, [x, h0, c0, *layer.parameters()])
+    assert_same_values_and_gradients(fused, explicit, [x, h0, c0, *layer.parameters()])
 
 
 @pytest.mark.parametrize("build", [CharRNN, CharLSTM])

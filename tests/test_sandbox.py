@@ -158,10 +158,7 @@ def test_an_attack_changes_no_score(name, honest):
     nothing = s.result_of(s.with_cell(s.unsolved(), attack))
     everything = s.result_of(s.with_cell(s.solved(), attack))
     assert (nothing["status"], nothing["score"]) == ("graded", 0)
-    if name == "starts threads":  # what it takes from itself, its own gradients may lack
-        assert 0 < everything["score"] <= FULL
-    else:
-        assert everything["score"] == FULL, (everything["message"], everything["notes"])
+    assert everything["score"] == FULL, (everything["message"], everything["notes"])
     assert without_time(s.result_of(s.solved())) == without_time(honest)  # the neighbor
     assert_nothing_survives()
 
@@ -309,11 +306,12 @@ def probe():
 
 def test_nothing_of_the_course_or_the_host_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_SECRET", "42")
+    private = [s.ROOT, tmp_path, Path.home() / ".ssh", "/etc/shadow", "/etc/passwd", "/home"]
     code = f"""
 import glob, os, sys
 def probe():
     seen = {{}}
-    for path in {[str(s.ROOT), str(tmp_path), "/root/.ssh", "/etc/shadow", "/etc/passwd", "/home"]}:
+    for path in {list(map(str, private))}:
         seen[path] = os.path.exists(path) and sorted(os.listdir(path)) if os.path.isdir(path) \\
             else os.path.exists(path)
     environments = []
