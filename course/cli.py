@@ -31,6 +31,10 @@ class _Verbs(click.Group):
             ) from None
 
 
+# Named here, not read from the package: `rnn2gpt --help` must not wait for torch.
+LANGUAGE_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention"]
+
+
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rnn2gpt")
 def main() -> None:
@@ -96,9 +100,7 @@ def data(as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--model", required=True, type=click.Choice(["ngram", "rnn", "lstm"]), help="What to train."
-)
+@click.option("--model", required=True, type=click.Choice(LANGUAGE_MODELS), help="What to train.")
 @click.option(
     "--data",
     "text_name",
@@ -185,6 +187,8 @@ def _train(
         **options,
     )
     sizes = {"vocab_size": tokenizer.vocab_size} | ({"d_model": d_model} if d_model else {})
+    if not architecture.recurrent:
+        sizes["block_size"] = config.block_size  # the window that it trains on is all it can read
     model_config = architecture.config(**sizes)
     trainer = Trainer(config, model_config, tokenizer, train_ids, validation_ids, out, text=name)
     if resume:
@@ -222,7 +226,9 @@ def generate(
 
     try:
         loaded = load_model(checkpoint)
-        tokenizer, model, where = loaded.tokenizer, loaded.model, pick_device(device)
+        tokenizer, where = loaded.tokenizer, pick_device(device)
+        if isinstance(loaded.model, torch.nn.Module):
+            loaded.model.to(where)
         if prompt is None:
             prompt = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
         ids = tokenizer.encode(prompt)[None].to(where)  # (1, T)
@@ -230,7 +236,7 @@ def generate(
         generator.manual_seed(seed) if seed is not None else generator.seed()
         click.echo(prompt, nl=False)
         sample(
-            model.to(where) if isinstance(model, torch.nn.Module) else model,
+            loaded.stream,
             ids,
             tokens,
             temperature,
@@ -293,7 +299,9 @@ def kill_table(as_json: bool) -> None:
 
 @main.command()
 @click.option("--quick", is_flag=True, help="A hundredth of the budget: shows that it all works.")
-@click.option("--models", default="ngram,rnn,lstm", show_default=True, help="Which to measure.")
+@click.option(
+    "--models", default=",".join(LANGUAGE_MODELS), show_default=True, help="Which to measure."
+)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--data-curve/--no-data-curve", default=True, show_default=True)

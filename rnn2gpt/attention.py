@@ -122,8 +122,8 @@ class CharAttentionConfig:
     """Sizes of a `CharAttention`; the default width is the ladder's on its text."""
 
     vocab_size: int
-    d_model: int = 103
-    n_layers: int = 4
+    d_model: int = 142
+    n_layers: int = 2
     block_size: int = 64
 
 

@@ -22,10 +22,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rnn2gpt import __version__
+from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.data import CharTokenizer
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import CharRNN, CharRNNConfig
+from rnn2gpt.seq2seq import CharLSTMAttention, CharLSTMAttentionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Architecture:
 
     `learning_rate` is the peak rate that did best at the ladder's width and budget. `recurrent`
     says whether `model(ids, state)` carries a state from one block to the next; without it the
-    loop calls `model(ids)` and takes the first of what it returns.
+    loop calls `model(ids)` and takes the first of what it returns; such a model reads windows of
+    at most its `block_size`.
     """
 
     config: type
@@ -45,6 +48,19 @@ class Architecture:
     def run(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits (B, T, V) and the state to carry on with."""
         return model(ids, state) if self.recurrent else (model(ids)[0], None)
+
+    def stream(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """As `run`, for text that comes piece by piece.
+
+        What a model without a state has to carry is the text itself: its last window is read again
+        with each new piece, and the logits (B, up to T, V) are those of the window.
+        """
+        if self.recurrent:
+            return model(ids, state)
+        window: Any = model.block_size
+        seen = ids if state is None else torch.cat([state, ids], dim=1)
+        seen = seen[:, -window:]  # (B, up to block_size)
+        return model(seen)[0], seen
 
 
 MODELS: dict[str, Architecture] = {
@@ -62,6 +78,20 @@ MODELS: dict[str, Architecture] = {
         learning_rate=1.6e-2,
         recurrent=True,
     ),
+    "lstm-attention": Architecture(
+        config=CharLSTMAttentionConfig,
+        build=lambda config: CharLSTMAttention(config.vocab_size, config.d_model, config.window),
+        learning_rate=8e-3,
+        recurrent=True,
+    ),
+    "self-attention": Architecture(
+        config=CharAttentionConfig,
+        build=lambda config: CharAttention(
+            config.vocab_size, config.d_model, config.n_layers, config.block_size
+        ),
+        learning_rate=8e-3,
+        recurrent=False,
+    ),
 }
 
 
@@ -76,6 +106,12 @@ class Checkpoint:
     model: Any
     tokenizer: CharTokenizer
     info: dict[str, Any]
+
+    def stream(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits after `ids`, and what to carry on with: the form in which `generate` asks."""
+        if self.info["model"] == "ngram":
+            return self.model(ids, state)
+        return MODELS[self.info["model"]].stream(self.model, ids, state)
 
 
 def save_model(

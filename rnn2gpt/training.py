@@ -169,9 +169,12 @@ def evaluate(
     """−ln p of every id but the first: a full sweep, each id predicted exactly once.
 
     The text is cut into `n_streams` runs that go side by side. A recurrent model carries its state
-    along its run; each run starts from an empty state. The mean is the loss in nats per token.
+    along its run; each run starts from an empty state. Any other model reads windows of its own
+    `block_size` that overlap by half. The mean is the loss in nats per token.
     """
     device = next(model.parameters()).device
+    if not architecture.recurrent:
+        return _evaluate_windows(architecture, model, ids, device)
     n_streams = max(1, min(n_streams, (len(ids) - 1) // block_size))
     length = -(-(len(ids) - 1) // n_streams)  # rounded up: the last run may be shorter
     at = torch.arange(n_streams * length).view(n_streams, length)  # (S, L)
@@ -187,6 +190,33 @@ def evaluate(
         losses.append(nll.cpu())
     model.train(was_training)
     return torch.cat(losses, dim=1).flatten()[: len(ids) - 1].double()
+
+
+def _evaluate_windows(
+    architecture: Architecture, model: Any, ids: Int64[Tensor, " N"], device: torch.device
+) -> Float[Tensor, " N-1"]:
+    """Each id is predicted in the first window that holds it, half a window or more from its start.
+
+    Only the ids of the very first window have less to read, as they have at the start of any text.
+    """
+    n = len(ids) - 1
+    window = min(model.block_size, n)
+    starts = [*range(0, n - window, max(1, window // 2)), n - window]
+    at = torch.tensor(starts)[:, None] + torch.arange(window)  # (W, T)
+    was_training, losses = model.training, []
+    model.eval()
+    for rows in at.split(64):
+        logits, _ = architecture.run(model, ids[rows].to(device), None)
+        nll = nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids[rows + 1].to(device), reduction="none"
+        )  # (W, V, T) and (W, T) → (W, T)
+        losses.append(nll.cpu())
+    model.train(was_training)
+    result, done = torch.empty(n, dtype=torch.float64), 0
+    for start, nll in zip(starts, torch.cat(losses), strict=True):
+        result[done : start + window] = nll[done - start :]
+        done = start + window
+    return result
 
 
 def fit_ngram(

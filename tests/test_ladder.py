@@ -46,6 +46,16 @@ def test_widths_match_parameters(model: str) -> None:
     assert flops_per_token(built) == 6 * (count - 64 * config.d_model)
 
 
+@pytest.mark.parametrize("model", ["lstm-attention", "self-attention"])
+def test_attention_pays_for_its_window(model: str) -> None:
+    config = matched_config(model, 64, PARAMETERS)
+    built = MODELS[model].build(config)
+    count, d = sum(p.numel() for p in built.parameters()), config.d_model
+    assert abs(count - PARAMETERS) < 12 * d + 100  # one more or less in width is farther away
+    layers, tables = {"lstm-attention": (1, 64), "self-attention": (2, 64 + 64)}[model]
+    assert flops_per_token(built) == 6 * (count - tables * d) + 12 * layers * 64 * d
+
+
 def test_seed_interval_is_students() -> None:
     assert seed_interval([1.0]) is None
     low, high = seed_interval([1.0, 2.0, 3.0]) or (0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rnn2gpt.lstm import LSTM, CharLSTM, detach_state, generate, gru_cell, lstm_
 from rnn2gpt.metrics import bits_per_character, cross_entropy, perplexity
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig, bigram_counts, bigram_probabilities
 from rnn2gpt.rnn import CharRNN, clip_grad_norm_, rnn_backward, rnn_cell, rnn_forward
+from rnn2gpt.seq2seq import CharLSTMAttention
 
 
 @pytest.fixture(autouse=True)
@@ -235,9 +237,17 @@ def test_lstm_is_the_cell_unrolled_over_layers() -> None:
     assert_same_values_and_gradients(fused, explicit, [x, h0, c0, *layer.parameters()])
 
 
-@pytest.mark.parametrize("build", [CharRNN, CharLSTM])
+@pytest.mark.parametrize(
+    "build",
+    [
+        CharRNN,
+        CharLSTM,
+        lambda v, d: CharLSTMAttention(v, d, window=20),
+        lambda v, d: CharLSTMAttention(v, d, window=3),
+    ],
+)
 def test_language_models_carry_their_state_and_never_see_the_future(
-    build: type[CharRNN] | type[CharLSTM],
+    build: Callable[[int, int], nn.Module],
 ) -> None:
     model = build(11, 8)
     ids = torch.randint(11, (3, 9))
@@ -252,6 +262,21 @@ def test_language_models_carry_their_state_and_never_see_the_future(
     assert not torch.allclose(model(changed)[0][:, 6:], logits[:, 6:])
     for a, b in zip(end, state, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_lstm_attention_mixes_its_last_states() -> None:
+    """The fused attention against a loop over positions, in values and gradients."""
+    model, ids = CharLSTMAttention(11, 8, window=3).double(), torch.randint(11, (2, 7))
+    logits, _ = model(ids)
+    states, _ = model.lstm(model.embedding(ids))
+    read = []
+    for t in range(7):
+        keys = states[:, max(0, t - 2) : t + 1]  # (B, up to 3, D)
+        scores = torch.einsum("bd,bsd->bs", model.W_a(states[:, t]), keys)
+        context = torch.einsum("bs,bsd->bd", scores.softmax(dim=-1), keys)
+        read.append(torch.tanh(model.W_c(torch.cat([context, states[:, t]], dim=-1))))
+    explicit = model.head(torch.stack(read, dim=1))
+    assert_same_values_and_gradients(logits, explicit, list(model.parameters()))
 
 
 def test_forget_gates_start_open() -> None:

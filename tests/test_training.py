@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from course.cli import main
 from rnn2gpt import checkpoint
+from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
 from rnn2gpt.data import CharTokenizer
-from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
+from rnn2gpt.lstm import CharLSTM, CharLSTMConfig, generate
 from rnn2gpt.rnn import CharRNNConfig
 from rnn2gpt.training import (
     Trainer,
@@ -122,6 +123,20 @@ def test_evaluate_carries_the_state() -> None:
     assert side_by_side.item() == pytest.approx(swept.item(), abs=0.05)
 
 
+@pytest.mark.parametrize("n", [300, 40, 11, 10, 2])
+def test_models_without_a_state_are_judged_with_half_a_window_to_read(n: int) -> None:
+    seed_everything(1)
+    model, ids = CharAttention(7, 8, n_layers=1, block_size=9).eval(), torch.randint(7, (n,))
+    nll = evaluate(MODELS["self-attention"], model, ids)
+    assert nll.shape == (n - 1,)
+    for p in {0, n // 3, n // 2, n - 2} - {n - 1}:
+        starts = [0, *range(4, n - 10, 4), max(0, n - 10)]  # of windows of 9, half apart
+        start = next(s for s in starts if p < s + 9)
+        logits, _ = model(ids[None, start : p + 1])
+        expected = -logits[0, -1].log_softmax(dim=0)[ids[p + 1]].item()
+        assert nll[p].item() == pytest.approx(expected, abs=1e-5)
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 
@@ -217,6 +232,7 @@ def test_a_model_without_state_trains_on_random_windows(monkeypatch: pytest.Monk
         def __init__(self, vocab_size: int) -> None:
             super().__init__()
             self.table = nn.Embedding(vocab_size, vocab_size)
+            self.block_size = 10
 
         def forward(self, ids: Tensor) -> tuple[Tensor, None]:
             return self.table(ids), None
@@ -287,6 +303,17 @@ def test_damaged_folders_are_named(tmp_path: Path, damage: Any, message: str) ->
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path)
+
+
+def test_text_is_continued_by_the_last_window_of_a_model_without_a_state(tmp_path: Path) -> None:
+    config = CharAttentionConfig(vocab_size=5, d_model=8, block_size=4)
+    model = MODELS["self-attention"].build(config)
+    save_model(tmp_path, "self-attention", config, model.state_dict(), CharTokenizer("abcde"))
+    loaded = load_model(tmp_path)
+    text = generate(loaded.stream, torch.tensor([[0, 1, 2]]), 6, temperature=0)
+    for t in range(3, 9):
+        logits, _ = loaded.model(text[:, max(0, t - 4) : t])
+        assert text[0, t] == logits[0, -1].argmax()
 
 
 # --- commands -------------------------------------------------------------------------------------
