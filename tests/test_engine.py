@@ -166,6 +166,17 @@ def test_forbidden_function_is_seen_at_work_through_any_name():
     assert (result.status, result.points) == ("forbidden", 0) and "`mul`" in result.message
 
 
+def test_largest_tensor_on_the_way_is_seen():
+    def outer(x):
+        return (x[:, None] * x).sum(dim=0)
+
+    x = torch.randn(7).double()
+    assert handle_on(f=outer).largest(x) == 49
+    assert (
+        handle_on(f=lambda x: x.expand(9, 7)[0] * x.sum()).largest(x) == 7
+    )  # a view holds x alone
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [

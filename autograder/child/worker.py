@@ -25,17 +25,25 @@ PEERS = "rnn2gpt."  # the one package whose classes a check may build beside the
 
 
 class Watch(TorchFunctionMode):
-    """Notes which of the named PyTorch functions are called while it is active."""
+    """Notes which of the named PyTorch functions are called while it is active, and how many
+    numbers the largest tensor in memory holds that any function returned."""
 
     def __init__(self, names: list[str]):
         super().__init__()
-        self.names, self.used = set(names), set[str]()
+        self.names, self.used, self.largest = set(names), set[str](), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in self.names:
             self.used.add(name)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                held = (
+                    leaf.untyped_storage().nbytes() // leaf.itemsize
+                )  # an expanded view holds few
+                self.largest = max(self.largest, held)
+        return result
 
 
 class Worker:
@@ -111,7 +119,7 @@ class Worker:
             args, kwargs = _differentiable(args, kwargs, wrt)
         with Watch(watch or []) as watching:
             value = function(*args, **kwargs)
-        reply: dict[str, Any] = {"used": sorted(watching.used)}
+        reply: dict[str, Any] = {"used": sorted(watching.used), "largest": watching.largest}
         if wrt is not None:
             inputs = [args[key] if isinstance(key, int) else kwargs[key] for key in wrt]
             owner = target if isinstance(target, torch.nn.Module) else None
@@ -184,10 +192,12 @@ class Worker:
         kwargs: dict[str, Any],
         differentiate: bool,
     ) -> dict[str, Any]:
-        found = self._find(target, method)
-
         def make() -> Any:
-            return found(*build) if build is not None else found
+            found = self._find(target, method if build is None else None)
+            if build is None:
+                return found
+            made = found(*build)
+            return getattr(made, method) if method else made
 
         return {"value": run_on_fake_device(make, args, kwargs, differentiate)}
 

@@ -171,6 +171,13 @@ class Handle:
         after_args, after_kwargs = reply["after"]
         return After(reply["value"], after_args, after_kwargs)
 
+    def largest(self, *args: Any, **kwargs: Any) -> int:
+        """Call the object; how many numbers the largest tensor holds that was made on the way.
+
+        It is seen beside the student's code, so it can cost points and never earn them.
+        """
+        return int(self._call(args, kwargs)["largest"])
+
     def vjp(
         self, *args: Any, cotangent: Any, wrt: tuple[int | str, ...] = (), **kwargs: Any
     ) -> Pullback:
@@ -246,7 +253,8 @@ class Handle:
     ) -> str | None:
         """Run on a device that holds no data; see `child.devices.run_on_fake_device`.
 
-        `build` holds the constructor's arguments where the object is a class.
+        `build` holds the constructor's arguments where the object is a class; a handle on one of
+        its methods then runs that method of the module made.
         """
         reply = self._conversation.ask(
             "fake",
