@@ -5,10 +5,14 @@ Vaswani et al. 2017, section 3.2.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rnn2gpt.attention import scaled_dot_product_attention
+
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def split_heads(x: Float[Tensor, "B T D"], n_heads: int) -> Float[Tensor, "B H T D/H"]:
@@ -48,14 +52,18 @@ class MultiHeadAttention(nn.Module):
         value: Float[Tensor, "B S D"],
         mask: Bool[Tensor, "*mask"] | None = None,
         need_weights: bool = True,
+        keep: Keep | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None]:
         """What the queries read from the values, and each head's weights.
 
         `mask` broadcasts to (B, H, T, S), True = may attend. Without `need_weights` the fused
-        kernel runs and the weights are None.
+        kernel runs and the weights are None. `keep` takes the new keys and values and returns all
+        those to read: a cache's `update` (chapter 11).
         """
         q = split_heads(self.W_q(query), self.n_heads)  # (B, H, T, D/H)
         k = split_heads(self.W_k(key), self.n_heads)  # (B, H, S, D/H)
         v = split_heads(self.W_v(value), self.n_heads)
+        if keep is not None:
+            k, v = keep(k, v)
         output, weights = scaled_dot_product_attention(q, k, v, mask, need_weights)
         return self.W_o(merge_heads(output)), weights

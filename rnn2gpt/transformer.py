@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rnn2gpt.attention import causal_mask
-from rnn2gpt.multi_head import MultiHeadAttention
+from rnn2gpt.multi_head import Keep, MultiHeadAttention
 from rnn2gpt.positions import sinusoidal_positions
 
 
@@ -95,12 +95,18 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "*mask"] | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "*mask"] | None = None,
+        keep: Keep | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The stream after both layers; `mask` broadcasts to (B, H, T, T), True = may attend."""
+        """The stream after both layers; `mask` broadcasts to (B, H, T, T), True = may attend.
+
+        `keep` adds the keys and values of earlier tokens, as in `MultiHeadAttention`.
+        """
 
         def attend(y: Tensor) -> Tensor:
-            return self.dropout(self.attention(y, y, y, mask, need_weights=False)[0])
+            return self.dropout(self.attention(y, y, y, mask, need_weights=False, keep=keep)[0])
 
         def feed(y: Tensor) -> Tensor:
             return self.dropout(self.feed_forward(y))

@@ -1,0 +1,99 @@
+"""Choosing what to write, given a model's probabilities (chapter 11; beam search from 07 on)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def filter_logits(
+    logits: Float[Tensor, "B V"], top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "B V"]:
+    """Put −inf at the tokens that may not be drawn.
+
+    `top_k` keeps the k largest of a row (Fan et al. 2018). `top_p` keeps, of what is left, the
+    smallest set of the likeliest tokens whose probabilities reach p, at least one (Holtzman et al.
+    2020, section 3.1).
+
+    >>> filter_logits(torch.tensor([[0.5, 0.3, 0.2]]).log(), top_p=0.6).exp()
+    tensor([[0.5000, 0.3000, 0.0000]])
+    """
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    if top_p is not None:
+        falling, order = logits.sort(descending=True)  # (B, V)
+        p = falling.softmax(dim=-1)
+        drop = p.cumsum(dim=-1) - p >= top_p  # the likelier ones reach p without it
+        drop[:, 0] = False
+        logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -math.inf)
+    return logits
+
+
+def sample(
+    logits: Float[Tensor, "B V"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Int64[Tensor, " B"]:
+    """One token for each row: logits divided by the temperature, filtered, drawn. 0 is greedy.
+
+    Raises `ValueError` when the temperature is negative.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: it must be 0 (greedy) or more")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    p = filter_logits(logits / temperature, top_k, top_p).softmax(dim=-1)
+    # Drawn on the CPU, where the generator lives, so that a seed means one text anywhere.
+    drawn = torch.multinomial(p.float().cpu(), 1, generator=generator)  # (B, 1)
+    return drawn[:, 0].to(logits.device)
+
+
+def beam_search(
+    score_next: Callable[[list[list[int]]], Float[Tensor, "n V"]],
+    bos_id: int,
+    eos_id: int,
+    beam_size: int,
+    max_len: int,
+    length_penalty: float = 0.0,
+) -> tuple[list[int], float]:
+    """The best sequence found, without BOS and with EOS if it ended, and its score.
+
+    `score_next` takes sequences of one length that begin with BOS and gives log p of every next
+    token. In each step all continuations of the sequences at hand compete for `beam_size` places;
+    one that ends in EOS keeps its place and is extended no more. The score is
+    Σ log p / length^`length_penalty` with a length that counts EOS and not BOS: 0 prefers short
+    sequences, 1 is the mean log p (Wu et al. 2016, section 7, with another formula for length).
+    A beam of 1 is greedy decoding. Nothing is longer than `max_len`.
+    """
+    if beam_size < 1 or max_len < 1:
+        raise ValueError(f"beam_size={beam_size}, max_len={max_len}: both must be at least 1")
+
+    def score(total: float, length: int) -> float:
+        return total / length**length_penalty
+
+    live: list[tuple[list[int], float]] = [([], 0.0)]
+    ended: list[tuple[list[int], float]] = []  # with scores, where `live` has sums of log p
+    for length in range(1, max_len + 1):
+        log_p = score_next([[bos_id, *ids] for ids, _ in live])  # (n, V)
+        so_far = torch.tensor([total for _, total in live], dtype=torch.float64)  # (n,)
+        totals = so_far[:, None] + log_p.double().cpu()  # (n, V)
+        best, at = totals.flatten().topk(min(beam_size - len(ended), totals.numel()))
+        grown = [
+            ([*live[i // totals.shape[1]][0], i % totals.shape[1]], total)
+            for total, i in zip(best.tolist(), at.tolist(), strict=True)
+        ]
+        ended += [(ids, score(total, length)) for ids, total in grown if ids[-1] == eos_id]
+        live = [(ids, total) for ids, total in grown if ids[-1] != eos_id]
+        # log p is at most 0: all that the rest can still reach is its sum over the longest length
+        reachable = max((score(total, max_len) for _, total in live), default=-float("inf"))
+        if not live or (ended and max(s for _, s in ended) >= reachable):
+            break
+    ended += [(ids, score(total, len(ids))) for ids, total in live]
+    return max(ended, key=lambda item: item[1])

@@ -1,0 +1,45 @@
+"""Keys and values kept from one token to the next, so that each is computed once (chapter 11)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class KVCache:
+    """Room for `max_len` keys and values in each of `n_layers`, filled from the left.
+
+    The layers of one forward pass are updated in order; `length` grows with the last.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch_size: int,
+        n_heads: int,
+        max_len: int,
+        d_head: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        shape = (n_layers, batch_size, n_heads, max_len, d_head)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.n_layers, self.max_len, self.length = n_layers, max_len, 0
+
+    def update(
+        self, layer: int, k: Float[Tensor, "B H T d_head"], v: Float[Tensor, "B H T d_head"]
+    ) -> tuple[Float[Tensor, "B H S d_head"], Float[Tensor, "B H S d_head"]]:
+        """Put the new keys and values behind the old ones and return all of them.
+
+        Raises `ValueError` when they do not fit.
+        """
+        end = self.length + k.shape[2]
+        if end > self.max_len:
+            raise ValueError(f"{end} tokens do not fit into a cache of max_len={self.max_len}")
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        if layer == self.n_layers - 1:
+            self.length = end
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
