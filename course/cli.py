@@ -249,6 +249,40 @@ def generate(
 
 
 @main.command()
+@click.option(
+    "--data",
+    "text_name",
+    default="all-plays",
+    show_default=True,
+    help="The course's text to train on: nine-plays or all-plays.",
+)
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Your own UTF-8 text.")
+@click.option("--vocab-size", default=1280, show_default=True, type=click.IntRange(min=256))
+@click.option("--special", multiple=True, help="A special token; may be given more than once.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file.")
+def tokenizer(
+    text_name: str, text_file: Path | None, vocab_size: int, special: tuple[str, ...], out: Path
+) -> None:
+    """Learn byte-pair merges from the training part of a text, and save them as JSON."""
+    from rnn2gpt.data import CharTokenizer, DataError, load_text, split
+    from rnn2gpt.tokenizer import BPETokenizer, train_bpe
+
+    try:
+        text = load_text(text_name, text_file=text_file)
+        cut = len(split(CharTokenizer(text).encode(text))[0])  # where the models' split falls
+        train_text, held_out = text[:cut], text[cut:]
+        learned = BPETokenizer(train_bpe(train_text, vocab_size, special), special)
+        learned.save(out)
+    except (DataError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    n_tokens = len(learned.encode(held_out))
+    click.echo(
+        f"{learned.vocab_size:,} tokens, {len(learned.merges):,} of them merges; "
+        f"{len(held_out) / n_tokens:.2f} characters per token on the held-out text. Saved in {out}"
+    )
+
+
+@main.command()
 @click.option("--check", "only_check", is_flag=True, help="Fail if exercises/ is out of date.")
 @click.option("--bundle", is_flag=True, help="Also pack what a class is given into dist/.")
 @click.option("--fresh/--if-changed", default=True, help="Redo it even if no source changed.")

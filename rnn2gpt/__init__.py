@@ -7,6 +7,7 @@
 | `ngram`      | bigram tables and the interpolated Kneser–Ney model                 | 01      |
 | `rnn`        | the tanh cell, unrolled; gradient clipping; a character model       | 02      |
 | `lstm`       | LSTM and GRU cells, the layer, a character model, sampling          | 03      |
+| `tokenizer`  | byte-level byte-pair encoding; GPT-2's tokenizer                    | 08      |
 | `training`   | one training loop for all models: budgets, schedule, exact resume   | 10      |
 | `checkpoint` | models on disk, without pickle; the list of models that train       | 10      |
 
