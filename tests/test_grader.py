@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from autograder.grader import grade as grade_module
 from autograder.grader.batch import failure, run_all
+from autograder.grader.export import show
 from autograder.grader.feedback import as_page
 from autograder.grader.grade import GradingError, Plan, grade
 from autograder.grader.ingest import IngestError, ingest
@@ -119,7 +120,12 @@ def test_worn_files_are_read_all_the_same(name):
         (b"", "empty"),
         (b"   \n", "empty"),
         (s.as_bytes(s.solved())[:5000], "cut off"),
-        (b"not a notebook", "broken"),
+        (s.as_bytes(s.solved()).replace(b'"cells"', b"cells", 1), r"broken in line \d"),
+        (b'{"cells": [\n<<<<<<< HEAD\n]}', "unfinished merge"),
+        (b"not a notebook", "plain text"),
+        (b"PK\x03\x04\0\0", "zip archive"),
+        (b"<html><body>Sign in</body></html>", "web page"),
+        (b"\0\1\2\0", "another kind"),
         (b"[1, 2]", "not a notebook"),
         (b'{"cells": 7}', "not a notebook"),
         (b"[" * 100_000, "broken"),
@@ -206,6 +212,43 @@ def test_written_answers_are_kept_apart():
     assert result.written == {s.grade_id(written): "Because **counts** are few."}
 
 
+def stripped(made: dict[str, Any], text: str) -> bytes:
+    """The notebook without any mark, its written answer replaced by a text."""
+    return without_metadata(written(copy.deepcopy(made), text))
+
+
+def question() -> str:
+    cell = next(c for c in s.unsolved()["cells"] if (s.grade_id(c) or "").startswith("written"))
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("answer", [question() + "\n\nFew counts.", "Few counts."])
+def test_a_written_answer_without_its_mark_is_found(answer):
+    result = repaired(stripped(s.solved(), answer))
+    assert list(result.written.values()) == [answer]
+    assert any("has no mark" in note for note in result.notes)
+
+
+def test_a_written_answer_beside_its_cell_is_found_and_remarks_elsewhere_are_not():
+    made = s.solved()
+    made["cells"].insert(3, {"cell_type": "markdown", "metadata": {}, "source": "a remark"})
+    assert repaired(made).written == {}
+    at = next(i for i, c in enumerate(made["cells"]) if (s.grade_id(c) or "").startswith("written"))
+    made["cells"].insert(at + 1, {"cell_type": "markdown", "metadata": {}, "source": "Few."})
+    assert list(repaired(made).written.values()) == ["Few."]
+
+
+def test_what_was_handed_out_is_told_from_work():
+    assert repaired(s.unsolved()).untouched and repaired(without_metadata(s.unsolved())).untouched
+    assert not repaired(written(s.unsolved(), "Few.")).untouched
+    assert not repaired(s.solved()).untouched
+
+
+def test_python_in_a_file_of_another_name_is_read():
+    assert code_of(repaired(as_script(s.solved()), ".ipynb")) == RIGHT
+    assert code_of(repaired(s.solved(), ".py")) == RIGHT
+
+
 def test_definitions_and_what_lies_behind_a_name():
     source = "import os\nX = 3\ny = f()\n@deco\ndef g():\n    return X\nprint(g())\nclass C: pass"
     assert definitions(source) == (
@@ -253,7 +296,22 @@ def test_everybody_gets_one_row(tree, tmp_path):
     assert rows["cyd"].suffix == ".py"
     assert all(rows[name].problem for name in ("eve", "fay"))
     assert any("named" in note for note in rows["bob"].notes)
-    assert any("Of 2 files, new.ipynb" in note for note in rows["gus"].notes)
+    assert any("of 2 files, new.ipynb, the latest," in note for note in rows["gus"].notes)
+
+
+def test_of_several_attempts_the_latest_with_work_in_it_counts(tree):
+    for time_, (name, data) in enumerate(
+        {
+            "first.ipynb": s.as_bytes(s.solved(**{FIRST: "x = 1"})),
+            "second.ipynb": s.as_bytes(s.solved()),
+            f"{s.NOTEBOOK}.ipynb": s.as_bytes(s.unsolved()),
+            "broken.ipynb": s.as_bytes(s.solved())[:500],
+        }.items()
+    ):
+        os.utime(tree("ada", name, data), (time_ + 1, time_ + 1))
+    (row,) = ingest(tree.root, release=lambda task: s.release(task.notebook))
+    assert row.data == s.as_bytes(s.solved())
+    assert any("second.ipynb, the latest with work in it, counts" in note for note in row.notes)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -277,6 +335,9 @@ def test_files_and_flat_folders(tmp_path):
     (tmp_path / f"{s.NOTEBOOK}-bob.ipynb").write_bytes(b"2")
     (tmp_path / "cyd.ipynb").write_bytes(f"def {FIRST}(".encode())
     (tmp_path / "dee.ipynb").write_bytes(b"who knows")
+    (one,) = (row for row in ingest(tmp_path) if row.student == "dee")
+    assert one.assignment == HERE and any("like the others" in note for note in one.notes)
+    (tmp_path / "eve.ipynb").write_bytes(b"def rnn_cell(")  # now the class has done two
     found = {row.student: row for row in ingest(tmp_path)}
     assert [found[name].assignment for name in ("ada", "bob", "cyd", "dee")] == [HERE] * 3 + [""]
     assert "--assignment" in found["dee"].problem
@@ -386,6 +447,8 @@ def test_results_hold_the_promised_form(graded):
     assert [(line["student"], float(line["score"])) for line in table] == [
         (row["student"], row["score"]) for row in results
     ]
+    assert all(line["notes"] == " ".join(rows[line["student"]]["notes"]) for line in table)
+    assert "did not return" in next(line["notes"] for line in table if line["student"] == "cyd")
     assert float(table[0][FIRST]) == results[0]["exercises"][0]["points"]
 
 
@@ -440,9 +503,12 @@ def test_of_hidden_cases_only_the_hint_is_published():
     )
     wrong |= {"student": "x", "assignment": HERE, "notebook": s.NOTEBOOK}
     page = as_page(wrong, s.assignment(), site="https://example.org/book/")
+    assert f"{len(NAMES) - 1} of {len(NAMES)} exercises are right" in page
     first = wrong["exercises"][0]
     assert first["misconception"] == "transposed"
     assert f'href="https://example.org/book/{first["see"].replace("#", ".html#")}"' in page
+    section = s.assignment().sections[first["see"].partition("#")[2]]
+    assert first["message"].endswith(f"See “{section}”.") and page.count(section) == 1
 
 
 def gradebook(folder: Path):
@@ -496,7 +562,11 @@ def test_grading_again_is_free_and_keeps_manual_marks(graded):
     start = time.monotonic()
     again = grade(folder / "submitted", plan_for(folder))
     assert time.monotonic() - start < 10
-    assert {row["student"]: row for row in again} == rows
+    assert all(
+        row["reused"] == (row["work"] is not None or row["student"] == "dee") for row in again
+    )
+    first_time = {name: row | {"reused": False} for name, row in rows.items()}
+    assert {row["student"]: row | {"reused": False} for row in again} == first_time
     with gradebook(folder) as book:
         mark = book.find_grade(name, s.NOTEBOOK, HERE, "ada")
         assert (mark.manual_score, mark.needs_manual_grade) == (1.5, False)
@@ -536,7 +606,7 @@ def test_a_worker_that_dies_takes_no_other_result_along(tmp_path):
         Work("os_kill_no_such_checks", b"x", ".ipynb", None, "process"),
     ]
     works[1].__dict__["key"] = lambda: "1"  # its checks cannot even be fingerprinted
-    outcomes = dict((w.notebook, outcome) for w, outcome in run_all(works, 2, tmp_path))
+    outcomes = {w.notebook: outcome for w, outcome, _ in run_all(works, 2, tmp_path)}
     assert outcomes[s.NOTEBOOK]["status"] == "refused"
     assert isinstance(outcomes[works[1].notebook], Exception)
     assert "failed" in failure(outcomes[works[1].notebook])
@@ -550,13 +620,66 @@ def test_the_seed_is_made_once_and_is_private(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_students_markdown_is_defused():
-    assert defuse("a < b <b>x</b> [l](JavaScript:alert(1))") == (
-        "a &lt; b &lt;b&gt;x&lt;/b&gt; [l](JavaScript :alert(1))"
-    )
+HOSTILE_MARKDOWN = (
+    NAUGHTY,
+    "<b onmouseover=alert(1)>x</b> <!-- --> <?php ?> </div><svg/onload=alert(1)>",
+    "[a](javascript:alert(1)) [b](java&#115;cript:alert(1)) [c](javascript\\:alert(1))",
+    "[d][e]\n\n[e]: javascript:alert(1)\n\n> [f]:  data:text/html,x\n\n[f]",
+    "![p](https://tracker.example/p.png) <javascript:alert(1)> <https://example.org>",
+    "```\n<script>alert(1)</script>\n",
+    "$\\href{javascript:alert(1)}{x}$ $\\require{html}\\style{color:red}{x}$",
+    "`` ` ``<script>alert(1)</script>",
+    "$<script>alert(1)</script>$ $$\n<img src=x onerror=alert(1)>\n$$",
+    "[x](http&#58;//a)<iframe srcdoc=x> [y]( javascript:alert(1))",
+)
+
+
+def as_web_page(markdown: str) -> str:
+    """The page that Formgrader's own converter makes of a cell."""
+    from nbconvert import HTMLExporter
+
+    cell = nbformat.v4.new_markdown_cell(markdown)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    return HTMLExporter(template_name="basic").from_notebook_node(notebook)[0]
+
+
+@pytest.mark.parametrize("text", HOSTILE_MARKDOWN)
+def test_students_markdown_is_defused(text):
+    page, control = Collector(), Collector()
+    page.feed(as_web_page(defuse(text)))
+    control.feed(as_web_page("harmless"))
+    assert page.tags - control.tags <= {"a", "code", "pre", "p", "blockquote", "br"}
+    for name, value in page.attributes - control.attributes:
+        assert not name.startswith("on") and name != "src"
+        assert name != "href" or (value or "").startswith(("http", "#"))
+    assert "\\href{" not in defuse(text) and "\\require{" not in defuse(text)
+
+
+def test_code_and_mathematics_stay_readable():
+    text = 'Since $a < b$, `x[0] < y` and `p > q`:\n\n```python\nif n<m and d["k"]: f()\n```'
+    assert defuse(text) == text.replace("n<m", "n< m").replace("]: f", "] : f")
+    page = as_web_page(defuse(text))
+    assert "&amp;lt;" not in page and "$a &lt; b$" in page and "x[0] &lt; y" in page
+    assert 'href="https://example.org"' in as_web_page(defuse("[read](https://example.org)"))
 
 
 # --- the commands ------------------------------
+
+
+def test_the_table_cuts_no_name_and_says_what_was_reused(graded):
+    from rich.console import Console
+
+    _, rows = graded
+    name = "Wolfeschlegelsteinhausenbergerdorff-31415926"
+    row = rows["ada"] | {"student": name, "reused": True}
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    show([row, rows["bob"]], console)
+    said = console.export_text()
+    first = said.partition("Wolfe")[1:]
+    assert "…" not in "".join(first).partition("bob")[0]
+    pieces = [line.split()[0] for line in "".join(first).splitlines()[:3] if line.strip()]
+    assert "".join(pieces).startswith(name)
+    assert "1 of 2 results are taken up" in said
 
 
 def test_no_sandbox_no_grading_unless_trusted(graded, monkeypatch, tmp_path):

@@ -25,6 +25,7 @@ from autograder.grader.sandbox import LEVELS, best_level
 
 LEVEL = best_level()
 FIRST = s.assignment().exercises[0]
+EXERCISES = s.assignment().exercises
 FULL = sum(exercise.points for exercise in s.assignment().exercises)
 
 pytestmark = pytest.mark.skipif(  # in CI these tests fail instead
@@ -240,6 +241,27 @@ def test_many_cells_that_end_the_process_cost_a_bounded_time():
     result = s.result_of(made)
     assert result["score"] == FULL, result["notes"]
     assert time.monotonic() - start < 120
+
+
+def test_an_object_that_hangs_is_tried_once_and_says_so():
+    loop = f"def {FIRST.name}(*args):\n    while True: pass\n"
+    start = time.monotonic()
+    first = s.result_of(s.solved(**{FIRST.name: loop}))["exercises"][0]
+    assert time.monotonic() - start < 3 * 2.0 + 10  # the deadline once, not once for each case
+    said = [case["message"] for case in first["cases"] if case["visible"]]
+    assert len(said) > 2 and said[0] == f"`{FIRST.name}` did not return within 2 s."
+    again = f"`{FIRST.name}` was not tried again, since it did not return within 2 s."
+    assert set(said[1:]) == {again}
+
+
+def test_a_notebook_that_hangs_everywhere_has_a_budget(monkeypatch):
+    monkeypatch.setattr(run_module, "SUBMISSION_SECONDS", 3.0)
+    loops = {e.name: f"def {e.name}(*a, **k):\n    while True: pass\n" for e in EXERCISES}
+    start = time.monotonic()
+    result = s.result_of(s.solved(**loops))
+    assert time.monotonic() - start < 20
+    assert result["score"] == 0
+    assert "took over 3 s" in result["exercises"][-1]["message"]
 
 
 def test_an_answer_that_hangs_on_one_input_keeps_its_other_points():

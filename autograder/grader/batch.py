@@ -15,8 +15,10 @@ from typing import Any
 from autograder.grader.run import GraderError, Work, run
 
 
-def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[Work, Any]]:
-    """(work, its result) in the order of completion; the result is an exception where run failed.
+def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[Work, Any, bool]]:
+    """(work, its result, whether an earlier run found it), in the order of completion.
+
+    The result is an exception where the run failed.
 
     A worker that dies takes nobody else's result along: what it left is tried again, one by one.
     """
@@ -25,7 +27,7 @@ def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[
         key = work.key()
         known = _load(cache, key)
         if known is not None:
-            yield work, known
+            yield work, known, True
         else:
             waiting[key] = work
     for alone in (False, True):
@@ -34,7 +36,7 @@ def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[
                 continue
             if isinstance(outcome, dict):
                 _store(cache, key, outcome)
-            yield waiting.pop(key), outcome
+            yield waiting.pop(key), outcome, False
 
 
 def _round(

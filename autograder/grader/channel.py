@@ -15,6 +15,11 @@ from autograder.child.protocol import ConnectionClosed, ProtocolError, read_mess
 from autograder.engine.handle import Ended
 from autograder.grader.sandbox import Child
 
+
+class Hung(Ended):
+    """The student's code did not return in time."""
+
+
 PATIENCE = 6  # a busy machine may make a request take so many times as long
 
 
@@ -47,7 +52,8 @@ class Channel:
             self._outbox.put(message)
             reply = self._receive(watch)
             if reply is None:
-                raise self._end(f"did not return within {seconds:g} s")
+                self.close()
+                raise Hung(f"did not return within {seconds:g} s")
             if isinstance(reply, (ConnectionClosed, OSError)):
                 raise self._end("ended the Python process")
             if not isinstance(reply, dict):

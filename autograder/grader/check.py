@@ -19,7 +19,9 @@ class CheckError(Exception):
 def check_notebook(path: Path, assignment: str | None = None) -> dict[str, Any]:
     """The result of a notebook on the visible cases, as `run` gives it."""
     try:
-        (submission,) = ingest(path, assignment)
+        submission, *more = ingest(path, assignment)
+        if more:
+            raise CheckError(f"{path} holds several notebooks. Give one.")
         if submission.data is None or submission.problem:
             raise CheckError(submission.problem)
         release = _release(submission.assignment, submission.notebook)

@@ -46,11 +46,12 @@ def export(rows: Sequence[dict[str, Any]], out: Path) -> None:
         writer = csv.writer(file)
         head = [key for key in KEYS[:9] if key != "message"]
         names = list(dict.fromkeys(e["name"] for row in rows for e in row["exercises"]))
-        writer.writerow([*head, *names, "message"])
+        writer.writerow([*head, *names, "message", "notes"])
         for row in rows:
             points = {e["name"]: e["points"] for e in row["exercises"]}
             values = [*(row[key] for key in head), *(points.get(name, "") for name in names)]
-            writer.writerow([_harmless(value) for value in [*values, row["message"]]])
+            values += [row["message"], " ".join(row["notes"])]
+            writer.writerow([_harmless(value) for value in values])
 
 
 def _harmless(value: Any) -> Any:
@@ -63,8 +64,8 @@ def _harmless(value: Any) -> Any:
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """The rows as a table; texts of students are shown as they are, never as markup."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("student", no_wrap=True, max_width=24)
-    table.add_column("assignment", no_wrap=True)
+    table.add_column("student", overflow="fold", min_width=12, max_width=32)
+    table.add_column("assignment", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("what the row says", overflow="fold")
     for row in rows:
@@ -75,3 +76,9 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
         cells = (row["student"], row["assignment"] or "?", score, message)
         table.add_row(*(Text(cell, style=color) for cell in cells))
     console.print(table)
+    reused = sum(row["reused"] for row in rows)
+    if reused:
+        console.print(
+            f"{reused} of {len(rows)} results are taken up from earlier runs, whose files, checks,"
+            " environment and seed were the same. --no-cache grades them again."
+        )

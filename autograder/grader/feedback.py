@@ -42,6 +42,7 @@ def as_page(row: dict[str, Any], assignment: Assignment | None, site: str | None
     return environment.from_string(template).render(
         row=row,
         percent=round(100 * row["score"] / row["max_score"]) if row["max_score"] else 0,
+        right=sum(e["status"] == "right" for e in row["exercises"]),
         exercises=[_view(e, assignment, site, code) for e in row["exercises"]],
     )
 
@@ -68,15 +69,20 @@ def _view(
     hidden = [case for case in exercise["cases"] if not case["visible"]]
     hints = dict.fromkeys(case["message"] for case in hidden if not case["passed"])
     source = code.get(exercise["name"], "")
-    return exercise | {
-        "mark": _MARKS[exercise["status"]],
-        "mood": "right" if exercise["status"] == "right" else "wrong",
-        "section": assignment.sections.get(anchor, anchor) if assignment else anchor,
-        "chapter": page[:2],
-        "link": f"{site.rstrip('/')}/{exercise['see'].replace('#', '.html#')}" if site else "",
-        "visible": [case for case in exercise["cases"] if case["visible"]],
-        "hidden_total": len(hidden),
-        "hidden_passed": sum(case["passed"] for case in hidden),
-        "hints": list(hints)[:MAX_HINTS],
-        "code": source if len(source) <= MAX_CODE else source[:MAX_CODE] + "\n…",
-    }
+    section = assignment.sections.get(anchor, anchor) if assignment else anchor
+    return (
+        exercise
+        | {
+            "message": exercise["message"].removesuffix(f" See “{section}”."),  # the link says it
+            "mark": _MARKS[exercise["status"]],
+            "mood": "right" if exercise["status"] == "right" else "wrong",
+            "section": section,
+            "chapter": page[:2],
+            "link": f"{site.rstrip('/')}/{exercise['see'].replace('#', '.html#')}" if site else "",
+            "visible": [case for case in exercise["cases"] if case["visible"]],
+            "hidden_total": len(hidden),
+            "hidden_passed": sum(case["passed"] for case in hidden),
+            "hints": list(hints)[:MAX_HINTS],
+            "code": source if len(source) <= MAX_CODE else source[:MAX_CODE] + "\n…",
+        }
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +59,12 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     level = best_level()
     if level == "process" and not plan.trust:
         raise GradingError(HOW_TO_GET_ONE)
-    submissions = ingest(path, plan.assignment)
     assignments = {found.name: found for found in map(load, CHAPTERS)}
+    release = functools.cache(functools.partial(_release, plan.exercises))
+    by_name = {name: assignment.notebook for name, assignment in assignments.items()}
+    submissions = ingest(path, plan.assignment, lambda task: release(task.name, task.notebook))
     releases = {
-        name: _release(plan.exercises, assignments[name])
+        name: release(name, by_name[name])
         for name in {s.assignment for s in submissions if s.assignment}
     }
     works = {
@@ -70,16 +73,19 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
         if s.data is not None and s.assignment and not _is_withheld(s, level, plan)
     }
     results: dict[str, Any] = {}
+    taken_up = set[str]()
     progress(0, len(works))
     in_order = sorted(works.values(), key=lambda work: work.notebook)  # a worker keeps its sandbox
-    for work, outcome in run_all(in_order, plan.jobs, plan.cache):
+    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache):
         results[work.key()] = outcome
+        taken_up |= {work.key()} if known else set()
         progress(sum(w.key() in results for w in works.values()), len(works))
     rows = []
     for index, submission in enumerate(submissions):
         outcome = results[works[index].key()] if index in works else None
         result = _result(submission, outcome, assignments.get(submission.assignment), level, plan)
-        rows.append(_row(submission, result))
+        reused = index in works and works[index].key() in taken_up
+        rows.append(_row(submission, result) | {"reused": reused})
     export(rows, plan.out)
     for row in rows:
         write_feedback(row, assignments.get(row["assignment"]), plan.out, plan.site)
@@ -87,8 +93,8 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     return rows
 
 
-def _release(exercises: Path, assignment: Assignment) -> bytes:
-    path = exercises / assignment.name / f"{assignment.notebook}.ipynb"
+def _release(exercises: Path, assignment: str, notebook: str) -> bytes:
+    path = exercises / assignment / f"{notebook}.ipynb"
     try:
         return path.read_bytes()
     except OSError:
@@ -118,5 +124,7 @@ def _row(submission: Submission, result: dict[str, Any]) -> dict[str, Any]:
         "assignment": submission.assignment,
         "notebook": submission.notebook,
         "path": submission.path,
+        "submitted": submission.submitted,
+        "person": submission.person,
     }
     return about | result | {"notes": [*submission.notes, *result["notes"]]}

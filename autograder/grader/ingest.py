@@ -1,24 +1,31 @@
 """Find what students handed in, and read it without following it anywhere.
 
-Three shapes are understood: one file; a folder with one file or one folder per student; nbgrader's
-tree `submitted/<student>/<assignment>/`. Whatever stands where work is expected becomes one
-`Submission`, readable or not, so that every student gets a row.
+Understood are one file; a folder with one file or one folder per student; nbgrader's tree
+`submitted/<student>/<assignment>/`; the downloads of Canvas, Moodle and Gradescope; and zip
+archives of all these. Whatever stands where work is expected becomes one `Submission`, readable or
+not, so that every student gets a row.
 """
 
 from __future__ import annotations
 
-import os
+import datetime
 import re
-import stat
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autograder.checks import CHAPTERS, load
 from autograder.engine.exercise import Assignment
-from autograder.grader.repair import MAX_BYTES
+from autograder.grader.archive import Entry, entries_of
+from autograder.grader.lms import METADATA, Person, read_metadata, recognize
+from autograder.grader.repair import Refused, repair
 
 SUFFIXES = (".ipynb", ".py")
-MAX_DEPTH, MAX_FILES = 4, 200  # of one student's folder
+MAX_FILES = 200  # of one student
+MAX_TRIED = 20  # files of one student that are read to see which one counts
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]+')
+
+Releases = Callable[[Assignment], bytes | None]
 
 
 class IngestError(Exception):
@@ -37,60 +44,125 @@ class Submission:
     data: bytes | None = None
     problem: str = ""  # why there is no data
     notes: tuple[str, ...] = field(default=())
+    submitted: str = ""  # when, in UTC
+    person: dict[str, str] = field(default_factory=dict)  # what Canvas, Moodle or Gradescope knows
 
 
-def ingest(path: Path, assignment: str | None = None) -> list[Submission]:
-    """All submissions under `path`, by student; `assignment` settles which work it is."""
+@dataclass
+class _File:
+    """One file of a student's."""
+
+    entry: Entry
+    person: Person
+    data: bytes | None = None
+    worth: int = 0  # 2: work, 1: the release as it was handed out, 0: unreadable
+
+    @property
+    def name(self) -> str:
+        return self.person.original or self.entry.name
+
+    @property
+    def time(self) -> float:
+        return self.person.submitted or self.entry.time
+
+
+def ingest(
+    path: Path, assignment: str | None = None, release: Releases = lambda assignment: None
+) -> list[Submission]:
+    """All submissions under `path`, by student; `assignment` settles which work it is.
+
+    `release` gives our own notebook of an assignment, to tell work from untouched copies.
+    """
     known = {found.name: found for found in map(load, CHAPTERS)}
     if assignment is not None and assignment not in known:
         raise IngestError(f"No assignment {assignment!r}. There are: {', '.join(known)}.")
     if not path.exists():
         raise IngestError(f"{path} does not exist.")
-    if not path.is_dir():
-        inside = _in_tree(path, known)
-        student = inside[0] if inside else _student_of(path, known)
-        return [_submission(student, [path], [], known, assignment or (inside and inside[1]))]
-    if path.name in known and not _folders(path):  # submitted/<student>/<assignment>
-        return [_from_folder(path.resolve().parent.name, path, known, assignment or path.name)]
-    students = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    if any(folder.name in known for folder in _folders(path)):  # one student of a tree
-        students, path = [path], path.resolve().parent
-    found = []
-    for entry in students:
-        tasks = [task for task in _folders(entry) if task.name in known]
-        if tasks:
-            wanted = [task for task in tasks if assignment in (None, task.name)]
-            found += [_from_folder(entry.name, task, known, task.name) for task in wanted]
-        elif entry.is_dir() and not entry.is_symlink():
-            found.append(_from_folder(entry.name, entry, known, assignment))
-        elif entry.suffix in SUFFIXES or not entry.is_file():
-            student = _student_of(entry, known)
-            found.append(_submission(student, [entry], [], known, assignment))
+    entries = _relevant(_placed(path, known))
+    metadata = _metadata(entries)
+    by_student: dict[str, list[_File]] = {}
+    for entry in entries:
+        for person in _people(entry, known, metadata):
+            by_student.setdefault(person.student, []).append(_File(entry, person))
+    found = list[Submission]()
+    for student, files in by_student.items():
+        found += _Student(student, files, known, release).submissions(assignment)
     if not found:
         raise IngestError(
             f"{path} holds no notebook and no student's folder. Give a notebook, a folder of"
-            " notebooks, or nbgrader's submitted/<student>/<assignment>/ tree."
+            " notebooks, a zip archive from Canvas, Moodle or Gradescope, or nbgrader's"
+            " submitted/<student>/<assignment>/ tree."
         )
-    return _one_row_each(found)
+    return sorted(_like_the_class(found, known), key=lambda s: (s.student, s.assignment))
 
 
-def _folders(path: Path) -> list[Path]:
-    if path.is_symlink() or not path.is_dir():
-        return []
-    return sorted(e for e in path.iterdir() if e.is_dir() and not e.is_symlink())
+def _placed(path: Path, known: dict[str, Assignment]) -> list[Entry]:
+    """The entries, led by the folders above `path` where those name student and assignment."""
+    entries, above = entries_of(path), path.resolve().parts
+    if not path.is_dir():
+        above = above[:-1]
+    lead: tuple[str, ...] = ()
+    if len(above) > 1 and above[-1] in known:  # submitted/<student>/<assignment>
+        lead = above[-2:]
+    elif path.is_dir() and any(entry.parts[0] in known for entry in entries):  # one student's
+        lead = above[-1:]
+    if path.is_dir() and not entries and lead:
+        entries = [Entry(())]
+    return [replace(entry, parts=(*lead, *entry.parts)) for entry in entries]
 
 
-def _in_tree(path: Path, known: dict[str, Assignment]) -> tuple[str, str] | None:
-    """(student, assignment) of a file that lies in nbgrader's tree."""
-    parents = path.resolve().parents
-    if len(parents) > 1 and parents[0].name in known and parents[1].name:
-        return parents[1].name, parents[0].name
-    return None
+def _relevant(entries: list[Entry]) -> list[Entry]:
+    """Without what systems leave behind, and without one folder around everything."""
+    kept = [
+        entry
+        for entry in entries
+        if not any(part.startswith((".", "__MACOSX")) for part in entry.parts)
+    ]
+    tops = {entry.parts[0] for entry in kept}
+    inner = [replace(entry, parts=entry.parts[1:]) for entry in kept if len(entry.parts) > 1]
+    names = {entry.parts[0] for entry in inner}
+    is_class = METADATA in names or any(recognize(name, {}) for name in names)
+    if len(tops) == 1 and is_class and not recognize(tops.pop(), {}):
+        return inner
+    return kept
 
 
-def _student_of(path: Path, known: dict[str, Assignment]) -> str:
+def _metadata(entries: list[Entry]) -> dict[str, list[Person]]:
+    for entry in entries:
+        if entry.parts == (METADATA,):
+            try:
+                return read_metadata(entry.read())
+            except OSError:
+                return {}
+    return {}
+
+
+def _people(
+    entry: Entry, known: dict[str, Assignment], metadata: dict[str, list[Person]]
+) -> list[Person]:
+    """The students to whom an entry belongs."""
+    top, alone = entry.parts[0], len(entry.parts) == 1
+    if people := recognize(top, metadata):
+        return [_safe(person if alone else replace(person, original="")) for person in people]
+    for place, part in enumerate(entry.parts):
+        if part in known and place > 0:  # nbgrader's tree, in whatever folder
+            return [_safe(Person(entry.parts[place - 1].removesuffix(".zip")))]
+    is_file = alone and entry.load is not None and not entry.problem
+    if is_file and not top.lower().endswith(SUFFIXES):
+        return []  # a file of the instructor's: a list of names, a remark
+    is_named_after = is_file or top.lower().endswith(".zip")
+    return [_safe(Person(_student_of(top, known) if is_named_after else top))]
+
+
+def _safe(person: Person) -> Person:
+    """With a name that may be a folder's, here and elsewhere."""
+    name = _UNSAFE.sub("_", person.student).strip(". ")[:80]
+    return replace(person, student=name or "student")
+
+
+def _student_of(file_name: str, known: dict[str, Assignment]) -> str:
     """The student that a file is named after: `ada_rnn.ipynb`, `rnn-ada.ipynb` and the like."""
-    stem = path.stem
+    stem = Path(file_name).stem
     for name in (a.notebook for a in known.values()):
         bare = re.sub(rf"(?:^|[-_. ]+){re.escape(name)}(?=$|[-_. ])|^{re.escape(name)}", "", stem)
         if bare != stem:
@@ -98,113 +170,169 @@ def _student_of(path: Path, known: dict[str, Assignment]) -> str:
     return stem or "student"
 
 
-def _from_folder(
-    student: str, folder: Path, known: dict[str, Assignment], assignment: str | None
-) -> Submission:
-    """The one file of a folder that counts, links and other traps left alone."""
-    files, notes = list[Path](), list[str]()
-    for place, folders, names in os.walk(folder, followlinks=False):
-        here = Path(place)
-        if len(here.relative_to(folder).parts) >= MAX_DEPTH:
-            folders.clear()
-        folders[:] = sorted(n for n in folders if not n.startswith("."))
-        for name in sorted([*names, *(n for n in folders if (here / n).is_symlink())]):
-            entry = here / name
-            if not stat.S_ISREG(entry.lstat().st_mode):
-                notes.append(f"{name} is no ordinary file and was not opened.")
-            elif entry.suffix in SUFFIXES and not name.startswith("."):
-                files.append(entry)
-        if len(files) >= MAX_FILES:
-            notes.append(f"Only the first {MAX_FILES} files were looked at.")
-            break
-    return _submission(student, files, notes[:5], known, assignment, folder)
+class _Student:
+    """What one student handed in."""
 
+    def __init__(
+        self, student: str, files: list[_File], known: dict[str, Assignment], release: Releases
+    ):
+        self.student, self.known, self.release = student, known, release
+        self.all = files
+        self.stamp = next((f for f in files if f.entry.name == "timestamp.txt"), None)
+        readable = [f for f in files if f.entry.load is not None and not f.entry.problem]
+        self.files = [f for f in readable if f.name.lower().endswith(SUFFIXES)][:MAX_FILES]
+        self.notes = list(dict.fromkeys(f.entry.problem for f in files if f.entry.problem))[:5]
+        if len(readable) > MAX_FILES:
+            self.notes.append(f"Only the first {MAX_FILES} files were looked at.")
 
-def _submission(
-    student: str,
-    files: list[Path],
-    notes: list[str],
-    known: dict[str, Assignment],
-    assignment: str | None,
-    folder: Path | None = None,
-) -> Submission:
-    target = known.get(assignment) if assignment else _guess(files, known)
-    name, notebook = (target.name, target.notebook) if target else ("", "")
-    if not files:
-        problem = "Nothing to grade was handed in: no notebook was found in the folder."
-        where = str(folder or "")
-        return Submission(student, name, notebook, where, problem=problem, notes=tuple(notes))
-    chosen = _choose(files, notebook, notes)
-    try:
-        data, problem = _read(chosen), ""
-    except OSError as error:
-        data, problem = None, str(error.strerror or error)
-    if data is not None and target is None:
-        target = _guess_by_content(data, known)
-        name, notebook = (target.name, target.notebook) if target else ("", "")
-        if target is None:
+    def submissions(self, wanted: str | None) -> list[Submission]:
+        """One for each assignment that there is work on, or a folder for work."""
+        folders = {task.name for f in self.all if (task := self._task_by_path(f))}
+        tasks: dict[str, list[_File]] = {}
+        for file in self.files:
+            task = self._task_by_path(file) or self._task_by_name(file)
+            task = task or self.known.get(wanted or "") or self._task_by_content(file)
+            tasks.setdefault(task.name if task else "", []).append(file)
+        if len(tasks) > 1:  # files that tell nothing, beside some that do
+            tasks.pop("", None)
+        if wanted and wanted not in tasks and not folders and tasks:  # a misleading name
+            tasks = {wanted: self.files}
+        empty = folders - tasks.keys() if tasks or folders else {wanted or ""}
+        rows = [self._nothing(self.known.get(name)) for name in empty]
+        rows += [self._submission(self.known.get(name), files) for name, files in tasks.items()]
+        return [row for row in rows if wanted in (None, row.assignment)]
+
+    def _nothing(self, task: Assignment | None) -> Submission:
+        readable = [f.name for f in self.all if f.entry.load is not None and not f.entry.problem]
+        there = f" Handed in: {', '.join(sorted(readable)[:5])}." if readable else ""
+        problem = next(iter(self.notes), "") if not readable else ""
+        return Submission(
+            self.student,
+            task.name if task else "",
+            task.notebook if task else "",
+            "/".join(self.all[0].entry.parts),
+            problem=problem or f"Nothing to grade was handed in: no notebook was found.{there}",
+            notes=tuple(self.notes),
+            person=self.all[0].person.facts,
+        )
+
+    def _submission(self, task: Assignment | None, files: list[_File]) -> Submission:
+        notes = list(self.notes)
+        chosen = self._choose(files, task, notes)
+        problem = ""
+        if chosen.data is None:
+            try:
+                chosen.data = chosen.entry.read()
+            except OSError as error:
+                problem = str(error.strerror or error)
+        if chosen.data is not None and task is None:
             problem = "It cannot be told which assignment this is. Name it with --assignment."
-            problem = problem if data.strip() else f"The file is empty. {problem}"
-    return Submission(
-        student, name, notebook, str(chosen), chosen.suffix, data, problem, tuple(notes)
-    )
+            problem = problem if chosen.data.strip() else f"The file is empty. {problem}"
+        return Submission(
+            self.student,
+            task.name if task else "",
+            task.notebook if task else "",
+            "/".join(chosen.entry.parts),
+            Path(chosen.name).suffix.lower(),
+            chosen.data,
+            problem,
+            tuple(notes),
+            self._submitted(chosen),
+            chosen.person.facts,
+        )
 
+    def _submitted(self, chosen: _File) -> str:
+        """When it was handed in: by nbgrader's own note, else by system or time stamp."""
+        when = chosen.time
+        if self.stamp is not None:
+            try:
+                text = self.stamp.entry.read()[:40].decode("ascii", "replace").strip()
+                zone = datetime.datetime.fromisoformat(text.removesuffix(" UTC"))
+                when = zone.replace(tzinfo=zone.tzinfo or datetime.UTC).timestamp()
+            except (OSError, ValueError):
+                pass
+        if not when:
+            return ""
+        return datetime.datetime.fromtimestamp(when, datetime.UTC).isoformat(timespec="seconds")
 
-def _guess(files: list[Path], known: dict[str, Assignment]) -> Assignment | None:
-    """The assignment whose name, or whose notebook's name, stands in a path."""
-    for assignment in known.values():
-        notebook = re.compile(rf"(?:^|[^a-z]){re.escape(assignment.notebook)}(?:$|[^a-z0-9])")
+    def _task_by_path(self, file: _File) -> Assignment | None:
+        return next((self.known[part] for part in file.entry.parts if part in self.known), None)
+
+    def _task_by_name(self, file: _File) -> Assignment | None:
+        stem = Path(file.name).stem.lower()
+        names = {a.notebook: a for a in self.known.values()}
+        for name in sorted(names, key=len, reverse=True):
+            if re.search(rf"(?:^|[^a-z]){re.escape(name)}(?:$|[^a-z0-9])", stem):
+                return names[name]
+        return None
+
+    def _task_by_content(self, file: _File) -> Assignment | None:
+        """The assignment most of whose graded names the file defines."""
+        try:
+            file.data = data = file.entry.read()
+        except OSError:
+            return None
+
+        def count(assignment: Assignment) -> int:
+            names = [exercise.name.encode() for exercise in assignment.exercises]
+            return sum(b"def " + name in data or b"class " + name in data for name in names)
+
+        best = max(self.known.values(), key=count)
+        return best if count(best) else None
+
+    def _choose(self, files: list[_File], task: Assignment | None, notes: list[str]) -> _File:
+        """The latest; but what is untouched or unreadable never comes before work."""
+
+        def rank(file: _File) -> tuple[int, bool, int, float, bool]:
+            right = task is not None and Path(file.name).stem == task.notebook
+            notebook = file.name.lower().endswith(".ipynb")
+            return file.worth, notebook, file.person.attempt, file.time, right
+
+        if len(files) > 1:
+            files = sorted(files, key=rank)[-MAX_TRIED:]
+            for file in files:
+                self._weigh(file, task)
+        chosen, latest = max(files, key=rank), max(files, key=lambda file: rank(file)[1:])
         for file in files:
-            if assignment.name in file.parts or notebook.search(file.stem):
-                return assignment
-    return None
+            if file is not chosen:
+                file.data = None
+        if task and Path(chosen.name).stem != task.notebook:
+            notes.append(f"The file is named {chosen.name}, not {task.notebook}.ipynb; graded.")
+        if len(files) > 1:
+            which = "the latest" if chosen is latest else "the latest with work in it"
+            notes.append(
+                f"Several attempts: of {len(files)} files, {chosen.name}, {which}, counts."
+            )
+        return chosen
+
+    def _weigh(self, file: _File, task: Assignment | None) -> None:
+        """Read a file to see whether there is work in it."""
+        try:
+            file.data = file.data if file.data is not None else file.entry.read()
+            if task is not None:
+                suffix = Path(file.name).suffix.lower()
+                repaired = repair(file.data, suffix, task, self.release(task))
+                file.worth = 1 if repaired.untouched else 2
+        except (OSError, Refused):
+            file.worth = 0
 
 
-def _guess_by_content(data: bytes, known: dict[str, Assignment]) -> Assignment | None:
-    """The assignment most of whose graded names the file defines."""
-
-    def count(assignment: Assignment) -> int:
-        names = [exercise.name.encode() for exercise in assignment.exercises]
-        return sum(b"def " + name in data or b"class " + name in data for name in names)
-
-    best = max(known.values(), key=count)
-    return best if count(best) else None
-
-
-def _choose(files: list[Path], notebook: str, notes: list[str]) -> Path:
-    """The right name before others, notebooks before scripts, the latest of several."""
-
-    def rank(path: Path) -> tuple[bool, bool, float]:
-        return path.stem == notebook, path.suffix == ".ipynb", path.lstat().st_mtime
-
-    chosen = max(files, key=rank)
-    if notebook and chosen.stem != notebook:
-        notes.append(f"The file is named {chosen.name}, not {notebook}.ipynb; it was graded.")
-    if len(files) > 1:
-        notes.append(f"Of {len(files)} files, {chosen.name} was graded.")
-    return chosen
-
-
-def _read(path: Path) -> bytes:
-    """The bytes of an ordinary file, read through no link and no pipe."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    if path.is_symlink():
-        raise OSError(0, "The file is a link and was not followed.")
-    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "This is no ordinary file; it was not read.")
-        return file.read(MAX_BYTES + 1)  # one too many is refused with a reason
-
-
-def _one_row_each(found: list[Submission]) -> list[Submission]:
-    """Several files of one student on one assignment: the last by modification time counts."""
-    latest: dict[tuple[str, str], Submission] = {}
-    for one in sorted(found, key=lambda s: os.lstat(s.path).st_mtime if s.path else 0.0):
-        before = latest.get((one.student, one.assignment))
-        if before is not None:
-            note = f"Several attempts: {Path(one.path).name} is the latest and was graded."
-            one = Submission(**{**one.__dict__, "notes": (*one.notes, note)})
-        latest[one.student, one.assignment] = one
-    return sorted(latest.values(), key=lambda s: (s.student, s.assignment))
+def _like_the_class(found: list[Submission], known: dict[str, Assignment]) -> list[Submission]:
+    """Where the whole class did one assignment, so did who does not say."""
+    named = {one.assignment for one in found} - {""}
+    if len(named) != 1:
+        return found
+    task = known[named.pop()]
+    note = f"Nothing in it tells which assignment it is; taken for {task.name}, like the others."
+    return [
+        one
+        if one.assignment
+        else replace(
+            one,
+            assignment=task.name,
+            notebook=task.notebook,
+            problem="" if one.data is not None else one.problem,
+            notes=(*one.notes, note),
+        )
+        for one in found
+    ]

@@ -49,6 +49,11 @@ class Repaired:
     written: dict[str, str] = field(default_factory=dict)  # grade id -> the student's text
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it is the release as it was handed out."""
+        return not self.cells and not self.written
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -81,21 +86,44 @@ def _read(data: bytes, suffix: str, notes: list[str]) -> list[_Raw]:
     if not data.strip():
         raise Refused("The file is empty.")
     text = _decode(data, notes).replace("\r\n", "\n").replace("\r", "\n")
-    if suffix == ".py":
+    if not text.lstrip().startswith(("{", "[")):  # as JSON begins, whatever the file is called
+        if suffix != ".py" and not (_parses(text) and _defined_in(text)):
+            raise Refused(f"The file is not a notebook: it holds {_what(data)}.")
         notes.append("A script was handed in, not a notebook; its code was read all the same.")
         return [_Raw("code", part, ()) for part in _SCRIPT_CELL.split(text) if part.strip()]
     try:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise Refused(
-            f"The file is not a complete notebook: its JSON is broken{where}."
-            " It may have been cut off while it was saved or uploaded."
-        ) from None
+        raise Refused(f"The file is no whole notebook: {_fault(text, error)}") from None
     cells = _cells_of(notebook, notes)
     if len(cells) > MAX_CELLS:
         notes.append(f"Only the first {MAX_CELLS} cells were read.")
     return [_raw(cell) for cell in cells[:MAX_CELLS] if isinstance(cell, dict)]
+
+
+def _what(data: bytes) -> str:
+    """What a file that is no notebook holds, by its first characters."""
+    start = data.lstrip()[:200].lower()
+    for mark, kind in (
+        (b"pk\x03\x04", "a zip archive"),
+        (b"%pdf", "a PDF"),
+        (b"<", "a web page, or another markup; download the notebook itself"),
+        (b"\x89png", "a picture"),
+    ):
+        if start.startswith(mark):
+            return kind
+    return "data of another kind" if b"\0" in data[:1000] else "plain text"
+
+
+def _fault(text: str, error: Exception) -> str:
+    """What is wrong with a file that begins as a notebook does."""
+    if re.search(r"^(?:<{7}|>{7}) ", text, re.MULTILINE):
+        return "it holds the marks of an unfinished merge (<<<<<<<). Resolve them and save it."
+    if not isinstance(error, json.JSONDecodeError):
+        return "its JSON is broken."
+    if error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip()) - 1:
+        return "it ends in the middle, as if cut off while it was saved or uploaded."
+    return f"its JSON is broken in line {error.lineno}."
 
 
 def _decode(data: bytes, notes: list[str]) -> str:
@@ -155,6 +183,7 @@ class _Sorter:
         self.notes = notes
         self.names = [exercise.name for exercise in assignment.exercises]
         self.position = {name: i for i, cell in enumerate(ours) for name in cell.ids}
+        self.place_of = {_plain(cell.source): i for i, cell in reversed(list(enumerate(ours)))}
         self.release = ours
         self.unsolved = {_plain(cell.source) for cell in ours if cell.kind == "code"}
         self.known = bool(ours)
@@ -162,6 +191,7 @@ class _Sorter:
     def sort(self, raw: list[_Raw]) -> Repaired:
         result = Repaired(setup=self._our("setup"), notes=self.notes)
         place, read, stubs = 0, 0, set[str]()
+        prose: list[tuple[int, int, str]] = []  # number, place and text of cells without a mark
         for number, cell in enumerate(raw, start=1):
             at = self._position_of(cell)
             place = max(place, at + 1) if at is not None else place
@@ -176,12 +206,14 @@ class _Sorter:
             elif written is not None and name is None:
                 self._write(result.written, written, cell)
             elif name is None and cell.kind != "code":
-                continue
+                if cell.source.strip() and at is None:
+                    prose.append((number, place, cell.source))
             elif name is not None:
                 self._note_answer(result, cell, name)
                 result.cells.append(Cell(name, self._code(cell.source, name), place, True))
             elif cell.source.strip():
                 self._add_helper(result, cell, number, place)
+        self._recover_written(result.written, prose)
         self._note_gaps(result, stubs)
         return result
 
@@ -190,7 +222,9 @@ class _Sorter:
         return self.release[at].source if at is not None else ""
 
     def _position_of(self, cell: _Raw) -> int | None:
-        return next((self.position[i] for i in cell.ids if i in self.position), None)
+        """Which cell of the release this is: by its ids, else by its text."""
+        by_id = next((self.position[i] for i in cell.ids if i in self.position), None)
+        return by_id if by_id is not None else self.place_of.get(_plain(cell.source))
 
     def _is_written(self, name: str) -> bool:
         at = self.position.get(name)
@@ -224,9 +258,25 @@ class _Sorter:
             result.cells.append(Cell(f"cell {number}", source, place, False))
 
     def _write(self, written: dict[str, str], name: str, cell: _Raw) -> None:
-        at = self.position[name]
-        if _plain(cell.source) != _plain(self.release[at].source) or name not in written:
+        if _plain(cell.source) != _plain(self.release[self.position[name]].source):
             written[name] = cell.source
+
+    def _recover_written(self, written: dict[str, str], prose: list[tuple[int, int, str]]) -> None:
+        """Find answers that lost their mark, or were given in a cell beside the one meant.
+
+        A cell that still holds the question's first paragraph is the answer; failing that, the
+        text that stands where the question stood, or next to it.
+        """
+        for name, at in self.position.items():
+            if name in written or not self._is_written(name):
+                continue
+            question = _plain(self.release[at].source).partition("\n\n")[0]
+            quoting = [cell for cell in prose if question in _plain(cell[2])]
+            found = quoting or [cell for cell in prose if cell[1] in (at, at + 1)]
+            if found:
+                written[name] = "\n\n".join(text for _, _, text in found)
+                numbers = ", ".join(str(number) for number, _, _ in found)
+                self._note(f"The written answer was taken from cell {numbers}, which has no mark.")
 
     def _note_gaps(self, result: Repaired, stubs: set[str]) -> None:
         if not self.known:

@@ -30,7 +30,7 @@ from autograder.engine.exercise import Assignment, Exercise
 from autograder.engine.handle import Ended
 from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.shortcuts import shortcuts_in
-from autograder.grader.channel import Channel
+from autograder.grader.channel import Channel, Hung
 from autograder.grader.repair import Cell, Refused, Repaired, definitions, repair, source_behind
 from autograder.grader.sandbox import COMMON, START_SECONDS, Sandbox, SandboxError
 
@@ -39,6 +39,7 @@ CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
 EXERCISE_ROUNDS = 6  # an exercise may take this many times what one request may take
 MAX_STARTS = 20  # of children, while cells that fail are found
 MAX_ENDS = 2  # children that one exercise may cost
+SUBMISSION_SECONDS = 120.0  # for all cells and exercises; what is not reached by then gets nothing
 
 
 class GraderError(Exception):
@@ -170,6 +171,7 @@ class Attempt:
         self.problems: dict[int, str] = {}  # index of a cell -> what happened to it
         self.left_out: set[int] = set()
         self.starts = 0
+        self.end = time.monotonic() + SUBMISSION_SECONDS
         self.lost = 0.0  # seconds that cells took which then ended the child
         self._channel: Channel | None = None
         self._resources = contextlib.ExitStack()
@@ -274,7 +276,10 @@ def _raised(error: Any) -> str:
 
 
 class Line:
-    """The transport of one exercise: bounds its time and the children that it may cost."""
+    """The transport of one exercise: bounds its time and the children that it may cost.
+
+    An object that hung once is not tried again, so that an endless loop costs one deadline.
+    """
 
     def __init__(self, attempt: Attempt, exercise: Exercise):
         self.attempt, self.seconds = attempt, exercise.seconds
@@ -288,8 +293,12 @@ class Line:
         return self
 
     def send(self, request: dict[str, Any], callbacks: Mapping[int, Callable[..., Any]]) -> Any:
+        if self.ends and isinstance(self.ends[-1], Hung):
+            raise Ended(f"was not tried again, since it {self.ends[-1]}")
         if len(self.ends) >= MAX_ENDS:
             raise self.ends[-1]
+        if time.monotonic() > self.attempt.end:
+            raise Ended(f"was not tried: the whole notebook took over {SUBMISSION_SECONDS:g} s")
         if self.left <= 0:
             raise Ended(f"took more than {EXERCISE_ROUNDS * self.seconds:g} s in all")
         channel = self.attempt.channel()
