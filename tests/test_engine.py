@@ -149,6 +149,29 @@ def test_each_guard_has_its_sentence(answer, message):
     assert message in [case.message for case in result.cases]
 
 
+class Reader(nn.Module):
+    """A GRU, and a method that makes its first state on the device or on the CPU."""
+
+    def __init__(self, on_cpu: bool = False):
+        super().__init__()
+        self.on_cpu, self.gru, self.cell = on_cpu, nn.GRU(3, 4, batch_first=True), nn.GRUCell(3, 4)
+
+    def forward(self, x):
+        return self.cell(x[:, 0], self.gru(x)[1][0]) + (torch.ones(4) if self.on_cpu else 0)
+
+    def start(self, x):
+        return self.gru(x, torch.zeros(1, 2, 4, device=None if self.on_cpu else x.device))[0]
+
+
+@pytest.mark.parametrize("method", [None, "start"])
+def test_fake_device_follows_a_gru_and_a_method_of_a_class(method):
+    handle = handle_on("Reader", Reader=Reader)
+    handle = handle.method(method) if method else handle
+    x = torch.randn(2, 5, 3)
+    assert handle.on_fake_device(x, build=(False,)) is None
+    assert handle.on_fake_device(x, build=(True,)) == "mixed"
+
+
 def test_mutation_is_seen_even_where_the_values_are_right():
     def in_place(x):
         y = 3 * x
