@@ -26,13 +26,15 @@ class _Verbs(click.Group):
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"This verb needs {error.name}, which is not installed here. A student's bundle"
-                " holds check, train, generate and data; for the rest take a checkout of the"
-                " course and run `python run.py`."
+                " holds check, train, generate, translate and data; for the rest take a checkout of"
+                " the course and run `python run.py`."
             ) from None
 
 
 # Named here, not read from the package: `rnn2gpt --help` must not wait for torch.
 LANGUAGE_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention"]
+TRANSLATION_MODELS = ["seq2seq", "seq2seq-plain", "transformer"]
+TASKS = ["numbers", "dates", "gettext"]
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,7 +102,12 @@ def data(as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--model", required=True, type=click.Choice(LANGUAGE_MODELS), help="What to train.")
+@click.option(
+    "--model",
+    required=True,
+    type=click.Choice(LANGUAGE_MODELS + TRANSLATION_MODELS),
+    help="What to train; the last three translate.",
+)
 @click.option(
     "--data",
     "text_name",
@@ -109,14 +116,25 @@ def data(as_json: bool) -> None:
     help="The course's text to train on: nine-plays or all-plays.",
 )
 @click.option("--text", "text_file", type=click.Path(path_type=Path), help="Your own UTF-8 text.")
+@click.option("--task", type=click.Choice(TASKS), help="The course's pairs to translate.")
+@click.option(
+    "--pairs",
+    "pairs_file",
+    type=click.Path(path_type=Path),
+    help="Your own pairs: source, tab, target on each line of a UTF-8 file.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/MODEL].")
 @click.option("--steps", type=click.IntRange(min=1), help="Budget in optimizer steps.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Budget in minutes.")
 @click.option("--d-model", type=click.IntRange(min=1), help="Width of the network.")
 @click.option("--order", default=6, show_default=True, help="Longest gram counted (ngram).")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--block-size", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", type=click.IntRange(min=1), help="[32 blocks of text or 64 pairs]")
+@click.option(
+    "--block-size", type=click.IntRange(min=1), help="Characters in a block of text [64]."
+)
 @click.option("--learning-rate", type=float, help="Peak rate [the model's own tuned one].")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="transformer [0.1].")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1), help="Translation [0].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
@@ -124,14 +142,33 @@ def data(as_json: bool) -> None:
 def train(out: Path | None, as_json: bool, **options: Any) -> None:
     """Train a model: 2,000 steps, or --steps or --minutes, whichever ends first.
 
-    Ctrl-C keeps what was learned; --resume goes on from there, exactly.
+    With --task or --pairs it learns to translate, else to write text. Ctrl-C keeps what was
+    learned; --resume goes on from there, exactly.
     """
     from rnn2gpt.checkpoint import CheckpointError
     from rnn2gpt.data import DataError
 
+    translates = options["model"] in TRANSLATION_MODELS
+    if translates != bool(options["task"] or options["pairs_file"]):
+        models = ", ".join(TRANSLATION_MODELS)
+        raise click.ClickException(
+            f"The models {models} go with --task or --pairs, and no other model does."
+        )
     out = out or Path("runs") / options["model"]
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = {"text_file", "block_size"} if translates else {"dropout", "label_smoothing"}
+    if unused := sorted(foreign & given.keys()):
+        names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in unused)
+        raise click.ClickException(f"--model {options['model']} has no use for {names}.")
     try:
-        result = _train(out, **options)
+        if not options["resume"] and any(
+            (out / n).exists() for n in ("config.json", "best", "last")
+        ):
+            raise CheckpointError(
+                f"{out} holds a model already. Add --resume to go on with that run, or choose "
+                f"another folder with --out."
+            )
+        result = (_train_translation if translates else _train)(out, **given)
     except (CheckpointError, DataError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -141,10 +178,11 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
         return
     nats = result["validation_nats"]
     if nats is not None:
-        click.echo(f"Validation loss: {nats:.4f} nats, {nats / math.log(2):.4f} bits per character")
+        unit = "token" if translates else "character"
+        click.echo(f"Validation loss: {nats:.4f} nats, {nats / math.log(2):.4f} bits per {unit}")
     if result["interrupted"]:
         click.echo(f"Stopped at step {result['step']:,}. Go on with the same command and --resume.")
-    click.echo(f"Kept in {out}. Try: rnn2gpt generate {out}")
+    click.echo(f"Kept in {out}. Try: rnn2gpt {'translate' if translates else 'generate'} {out}")
 
 
 def _train(
@@ -152,40 +190,24 @@ def _train(
     *,
     model: str,
     text_name: str,
-    text_file: Path | None,
-    steps: int | None,
-    minutes: float | None,
-    d_model: int | None,
     order: int,
-    learning_rate: float | None,
     resume: bool,
+    text_file: Path | None = None,
+    d_model: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    from rnn2gpt.checkpoint import MODELS, CheckpointError
+    from rnn2gpt.checkpoint import MODELS
     from rnn2gpt.data import CharTokenizer, load_text, split
     from rnn2gpt.training import Trainer, TrainingConfig, fit_ngram
 
-    if not resume and any((out / kept).exists() for kept in ("config.json", "best", "last")):
-        raise CheckpointError(
-            f"{out} holds a model already. Add --resume to go on with that run, or choose another "
-            f"folder with --out."
-        )
     text = load_text(text_name, text_file=text_file)
     tokenizer = CharTokenizer(text)
     train_ids, validation_ids = split(tokenizer.encode(text))
     name = text_file.name if text_file else text_name
     if model == "ngram":
         return fit_ngram(tokenizer, train_ids, validation_ids, order, out, text=name)
-    if steps is None and minutes is None:
-        steps = 2000
     architecture = MODELS[model]
-    config = TrainingConfig(
-        model=model,
-        steps=steps,
-        minutes=minutes,
-        learning_rate=learning_rate or architecture.learning_rate,
-        **options,
-    )
+    config = TrainingConfig(model=model, **_training_options(model, **options))
     sizes = {"vocab_size": tokenizer.vocab_size} | ({"d_model": d_model} if d_model else {})
     if not architecture.recurrent:
         sizes["block_size"] = config.block_size  # the window that it trains on is all it can read
@@ -194,6 +216,42 @@ def _train(
     if resume:
         trainer.resume()
     return trainer.run(progress=True).to_json()
+
+
+def _train_translation(
+    out: Path,
+    *,
+    model: str,
+    resume: bool,
+    task: str | None = None,
+    pairs_file: Path | None = None,
+    d_model: int | None = None,
+    dropout: float = 0.1,
+    **options: Any,
+) -> dict[str, Any]:
+    from rnn2gpt.translation import PairTokenizer, load_pairs
+    from rnn2gpt.translator import TranslationConfig, TranslationTrainer, model_config
+
+    splits = load_pairs(task or "numbers", data_file=pairs_file)
+    tokenizer = PairTokenizer.of(task, splits)
+    for unused in ("text_name", "order", "block_size"):
+        options.pop(unused, None)
+    config = TranslationConfig(model=model, **_training_options(model, **options))
+    sizes = model_config(model, tokenizer, d_model, dropout)
+    pairs = task or (pairs_file.name if pairs_file else "")
+    trainer = TranslationTrainer(config, sizes, tokenizer, splits, out, pairs=pairs)
+    if resume:
+        trainer.resume()
+    return trainer.run(progress=True).to_json()
+
+
+def _training_options(model: str, **options: Any) -> dict[str, Any]:
+    """The options given, with the model's own rate and 2,000 steps for what was left open."""
+    from rnn2gpt.checkpoint import MODELS
+
+    if not options.keys() & {"steps", "minutes"}:
+        options["steps"] = 2000
+    return {"learning_rate": MODELS[model].learning_rate, **options}
 
 
 @main.command()
@@ -227,6 +285,10 @@ def generate(
     try:
         loaded = load_model(checkpoint)
         tokenizer, where = loaded.tokenizer, pick_device(device)
+        if not hasattr(tokenizer, "characters"):
+            raise CheckpointError(
+                f"{checkpoint} holds a model that translates: try `rnn2gpt translate {checkpoint}`."
+            )
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(where)
         if prompt is None:
@@ -246,6 +308,55 @@ def generate(
     except (CheckpointError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo()
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option(
+    "--beam", default=1, show_default=True, type=click.IntRange(min=1), help="1 is greedy."
+)
+@click.option(
+    "--length-penalty",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="With a beam: 0 prefers short translations.",
+)
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "as_json", is_flag=True, help="Print sources and translations as JSON.")
+def translate(
+    checkpoint: Path,
+    texts: tuple[str, ...],
+    beam: int,
+    length_penalty: float,
+    max_tokens: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Translate TEXTS with the model in the folder CHECKPOINT, or each line of the input."""
+    from rnn2gpt.checkpoint import CheckpointError, load_model
+    from rnn2gpt.training import pick_device
+    from rnn2gpt.translation import PairTokenizer
+    from rnn2gpt.translator import translate as run
+
+    sources = list(texts) or [line.strip() for line in sys.stdin if line.strip()]
+    try:
+        loaded = load_model(checkpoint)
+        if not isinstance(loaded.tokenizer, PairTokenizer):
+            raise CheckpointError(
+                f"{checkpoint} holds a model that writes text: try `rnn2gpt generate {checkpoint}`."
+            )
+        model = loaded.model.to(pick_device(device))
+        targets = run(model, loaded.tokenizer, sources, beam, max_tokens, length_penalty)
+    except (CheckpointError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        rows = [{"source": s, "target": t} for s, t in zip(sources, targets, strict=True)]
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        click.echo("\n".join(targets))
 
 
 @main.command()
@@ -477,6 +588,21 @@ def check(notebook: Path, assignment: str | None, as_json: bool) -> None:
     except CheckError as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else as_text(result))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine's sandbox can do, by trying it, and how to get more."""
+    from autograder.grader.doctor import as_text, examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        click.echo(as_text(findings))
+    if not findings[0].ok:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

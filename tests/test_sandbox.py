@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -16,12 +17,15 @@ import psutil
 import pytest
 import submissions as s
 import torch
+from click.testing import CliRunner
 
 from autograder.engine.handle import Ended
+from autograder.grader import doctor
 from autograder.grader import run as run_module
 from autograder.grader.channel import Channel
-from autograder.grader.run import GraderError, _sandbox
+from autograder.grader.run import GraderError
 from autograder.grader.sandbox import LEVELS, best_level
+from course.cli import main
 
 LEVEL = best_level()
 FIRST = s.assignment().exercises[0]
@@ -44,7 +48,10 @@ def short_deadlines(monkeypatch):
 
 def inside(code: str, chapter: str = s.NOTEBOOK, call: str = "probe") -> Any:
     """What a function defined by `code` returns when it runs where submissions run."""
-    with _sandbox(LEVEL).child(chapter) as child, contextlib.closing(Channel(child)) as channel:
+    with (
+        run_module.sandbox(LEVEL).child(chapter) as child,
+        contextlib.closing(Channel(child)) as channel,
+    ):
         reply = channel.ask({"op": "cell", "name": "x", "source": code}, 60)
         assert "error" not in reply, reply
         request = {"op": "call", "target": call, "method": None, "args": (), "kwargs": {}}
@@ -446,7 +453,7 @@ def test_the_course_is_masked_where_it_is_installed_with_the_libraries(request, 
     tmp_path.chmod(0o755)
     monkeypatch.setattr(sys, "path", [*sys.path, str(libraries)])
     monkeypatch.setattr(sandbox, "_own_root", lambda: libraries)
-    fresh = sandbox.Sandbox(LEVEL, _sandbox(LEVEL).folder)
+    fresh = sandbox.Sandbox(LEVEL, run_module.sandbox(LEVEL).folder)
     request.addfinalizer(fresh.close)
     with fresh.child(s.NOTEBOOK) as child, contextlib.closing(Channel(child)) as channel:
         code = f"import os\ndef probe(): return os.listdir({str(libraries)!r}), os.listdir(" + (
@@ -466,7 +473,7 @@ def test_scratch_moves_where_python_lies_in_tmp(request, monkeypatch):
     monkeypatch.undo()
     assert sandbox._scratch() == ("/scratch" if sys.prefix.startswith("/tmp/") else "/tmp")
     monkeypatch.setattr(sandbox, "_scratch", lambda: "/scratch")
-    fresh = sandbox.Sandbox(LEVEL, _sandbox(LEVEL).folder)
+    fresh = sandbox.Sandbox(LEVEL, run_module.sandbox(LEVEL).folder)
     request.addfinalizer(fresh.close)
     with fresh.child(s.NOTEBOOK) as child, contextlib.closing(Channel(child)) as channel:
         code = "import os, tempfile\ndef probe(): return tempfile.mkdtemp(), os.getcwd()"
@@ -486,3 +493,28 @@ def test_the_level_for_graders_without_root():
     assert (honest["score"], honest["isolation"]) == (FULL, "bubblewrap")
     made = s.with_cell(s.unsolved(), "import os; os.kill(-1, 9); os._exit(0)")
     assert s.result_of(made, level="bubblewrap")["score"] == 0
+
+
+# --- what the doctor says ------------------------------
+
+
+def test_the_doctor_tries_what_it_promises():
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert LEVEL in findings["isolation"].says
+    assert set(doctor.PROMISES) <= set(findings)
+    assert all(finding.ok for finding in findings.values()), doctor.as_text([*findings.values()])
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)[0]["ok"]
+
+
+def test_the_doctor_finds_out_where_nothing_is_held(monkeypatch):
+    """The control: the same probes, asked where there is no sandbox, answer otherwise."""
+    monkeypatch.setattr(doctor, "best_level", lambda: "process")
+    monkeypatch.setattr(doctor, "why_not", lambda level: "bubblewrap is not installed")
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert not findings["isolation"].ok
+    assert "apt-get install bubblewrap" in findings["isolation"].remedy
+    for promise in ("network", "files", "writing", "user"):
+        assert not findings[promise].ok and findings[promise].says.startswith("not so")
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1 and "No sandbox works here" in result.output

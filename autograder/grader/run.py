@@ -99,7 +99,7 @@ def run(work: Work) -> dict[str, Any]:
         repaired = repair(work.data, work.suffix, assignment, work.release)
     except Refused as refusal:
         return _clean(refused(assignment, str(refusal), work.level))
-    attempt = Attempt(work.notebook, _sandbox(work.level), repaired)
+    attempt = Attempt(work.notebook, sandbox(work.level), repaired)
     with contextlib.closing(attempt):
         results = [_judge(exercise, attempt, work) for exercise in assignment.exercises]
     result = _outline(assignment, results, work.level)
@@ -319,7 +319,7 @@ def _package_folder(name: str) -> Path:
 
 
 @functools.cache
-def _sandbox(level: str) -> Sandbox:
+def sandbox(level: str) -> Sandbox:
     """The sandbox of this process, kept for the next submission and closed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="rnn2gpt-"))
     sandbox = Sandbox(level, folder)

@@ -85,21 +85,29 @@ print("works" if not os.path.exists(settings["outside"]) else "leaks")
 @functools.cache
 def best_level() -> str:
     """The strongest level that works here, tried out rather than guessed."""
-    return next(level for level in LEVELS if level == "process" or _works(level))
+    return next(level for level in LEVELS if not why_not(level))
 
 
-def _works(level: str) -> bool:
-    if not shutil.which("bwrap") or (level == "bubblewrap-root") != (_user() == 0):
-        return False
+@functools.cache
+def why_not(level: str) -> str:
+    """What keeps a level from working here; nothing where it works."""
+    if level == "process":
+        return ""
+    if not shutil.which("bwrap"):
+        return "bubblewrap is not installed"
+    if (level == "bubblewrap-root") != (_user() == 0):
+        return "needs root" if level == "bubblewrap-root" else "not for root, who has the other one"
     settings = _settings(level) | {"outside": str(_own_root() / "autograder" / "checks")}
     command = [*_bubblewrap(level, []), *_python(_PROBE, settings)]
     try:
         tried = subprocess.run(
             command, capture_output=True, text=True, timeout=60, env=NOTHING, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return tried.stdout.strip() == "works"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if tried.stdout.strip() == "works":
+        return ""
+    return tried.stderr.strip()[-300:] or "the course can be seen from inside"
 
 
 def _user() -> int | None:
