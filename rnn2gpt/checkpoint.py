@@ -27,7 +27,9 @@ from rnn2gpt.data import CharTokenizer
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import CharRNN, CharRNNConfig
-from rnn2gpt.seq2seq import CharLSTMAttention, CharLSTMAttentionConfig
+from rnn2gpt.seq2seq import CharLSTMAttention, CharLSTMAttentionConfig, Seq2Seq, Seq2SeqConfig
+from rnn2gpt.transformer import Transformer, TransformerConfig
+from rnn2gpt.translation import PairTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +39,15 @@ class Architecture:
     `learning_rate` is the peak rate that did best at the ladder's width and budget. `recurrent`
     says whether `model(ids, state)` carries a state from one block to the next; without it the
     loop calls `model(ids)` and takes the first of what it returns; such a model reads windows of
-    at most its `block_size`.
+    at most its `block_size`. `tokenizer` belongs to the data that it reads: a text, or pairs (then
+    `rnn2gpt.translator` runs it).
     """
 
     config: type
     build: Callable[[Any], nn.Module]
     learning_rate: float
     recurrent: bool
+    tokenizer: type[CharTokenizer] | type[PairTokenizer] = CharTokenizer
 
     def run(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits (B, T, V) and the state to carry on with."""
@@ -92,7 +96,22 @@ MODELS: dict[str, Architecture] = {
         learning_rate=8e-3,
         recurrent=False,
     ),
+    "seq2seq": Architecture(
+        config=Seq2SeqConfig,
+        build=lambda config: Seq2Seq(**vars(config)),
+        learning_rate=5e-3,
+        recurrent=False,
+        tokenizer=PairTokenizer,
+    ),
+    "transformer": Architecture(
+        config=TransformerConfig,
+        build=lambda config: Transformer(**vars(config)),
+        learning_rate=2e-3,
+        recurrent=False,
+        tokenizer=PairTokenizer,
+    ),
 }
+MODELS["seq2seq-plain"] = MODELS["seq2seq"]  # its config says attention=False
 
 
 class CheckpointError(Exception):
@@ -101,10 +120,10 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_model` read: the model (in eval mode, on the CPU), its characters, the JSON."""
+    """What `load_model` read: the model (in eval mode, on the CPU), its tokenizer, the JSON."""
 
     model: Any
-    tokenizer: CharTokenizer
+    tokenizer: Any
     info: dict[str, Any]
 
     def stream(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -119,7 +138,7 @@ def save_model(
     name: str,
     config: Any,
     tensors: Mapping[str, Tensor],
-    tokenizer: CharTokenizer,
+    tokenizer: CharTokenizer | PairTokenizer,
     dtype: torch.dtype | None = None,
     **facts: Any,
 ) -> None:
@@ -127,7 +146,7 @@ def save_model(
 
     `dtype` stores floating-point weights in another precision (float16 halves the file).
     """
-    info = {"model": name, "config": asdict(config), "vocabulary": tokenizer.characters}
+    info = {"model": name, "config": asdict(config), "vocabulary": tokenizer.vocabulary}
     info |= {"rnn2gpt": __version__, **facts}
     stored = {
         key: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
@@ -150,14 +169,14 @@ def load_model(folder: str | Path) -> Checkpoint:
     info = read_json(folder / "config.json")
     tensors = read_tensors(folder / "model.safetensors")
     try:
-        tokenizer = CharTokenizer(info["vocabulary"])
         if info["model"] == "ngram":
             return Checkpoint(
                 KneserNey.from_state_dict(KneserNeyConfig(**info["config"]), tensors),
-                tokenizer,
+                CharTokenizer(info["vocabulary"]),
                 info,
             )
         architecture = MODELS[info["model"]]
+        tokenizer = architecture.tokenizer(info["vocabulary"])
         model = architecture.build(architecture.config(**info["config"]))
         model.load_state_dict(
             {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}

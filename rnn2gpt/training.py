@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from rnn2gpt.lstm import detach_state
 from rnn2gpt.metrics import bits_per_character, cross_entropy
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import clip_grad_norm_
+from rnn2gpt.translation import PairTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,7 @@ class Trainer:
         self,
         config: TrainingConfig,
         model_config: Any,
-        tokenizer: CharTokenizer,
+        tokenizer: CharTokenizer | PairTokenizer,
         train_ids: Int64[Tensor, " N"],
         validation_ids: Int64[Tensor, " M"],
         out: str | Path | None = None,
@@ -345,15 +346,23 @@ class Trainer:
         """One batch, one update."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        x, y = self.batch()
-        logits, self.state = self.architecture.run(self.model, x, detach_state(self.state))
-        loss = cross_entropy(logits.flatten(0, 1), y.flatten())  # (B·T, V) and (B·T,)
+        loss = self.loss()
         self.optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(self.model.parameters(), self.config.max_norm)
         self.optimizer.step()
         self.losses.append(loss.detach())
         self.step += 1
+
+    def loss(self) -> Tensor:
+        """The coming step's mean cross-entropy, in nats; the state is carried on."""
+        x, y = self.batch()
+        logits, self.state = self.architecture.run(self.model, x, detach_state(self.state))
+        return cross_entropy(logits.flatten(0, 1), y.flatten())  # (B·T, V) and (B·T,)
+
+    def validate(self) -> float:
+        """The validation loss, in nats per token."""
+        return evaluate(self.architecture, self.model, self.validation_ids).mean().item()
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """x and y (B, T) of the coming step."""
@@ -367,9 +376,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """One row of the log. A run that has not improved keeps its best model as it was."""
         n = len(self.validation_ids) - 1
-        self.validation_nats = (
-            evaluate(self.architecture, self.model, self.validation_ids).mean().item()
-        )
+        self.validation_nats = self.validate()
         row = {
             "step": self.step,
             "tokens": self.tokens,
@@ -459,11 +466,12 @@ class Trainer:
         if not folder.is_dir():  # a crash between two renames leaves only the older version
             folder = self.out / "last.old"
         scalars = read_json(folder / "training.json")
-        saved = TrainingConfig(**scalars["config"])
-        now = self.config
-        if replace(saved, steps=now.steps, minutes=now.minutes, device=now.device) != now:
+        saved, now = scalars["config"], asdict(self.config)
+        settings = (saved.keys() | now.keys()) - {"steps", "minutes", "device"}
+        if changed := sorted(name for name in settings if saved.get(name) != now.get(name)):
+            was = ", ".join(f"{name}={saved.get(name)}, not {now.get(name)}" for name in changed)
             raise CheckpointError(
-                f"{folder} was trained as {saved}, not as {self.config}. "
+                f"{folder} was trained with {was}. "
                 f"Resume with the same settings, or start again in another folder."
             )
         if scalars["text_sha256"] != self._fingerprint():
