@@ -9,6 +9,7 @@ planted in a right answer (rejected by the guard that is there for them).
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -177,11 +178,12 @@ def _generic_mistakes(exercise: Exercise, right: Any) -> Iterator[tuple[str, Any
 
 
 def _mutate(right: Any, change: Callable[[Mutant], Mutant]) -> Any:
-    """The function changed, or a subclass whose `forward` is."""
+    """The function changed, or a subclass whose `forward` is; without one, every public method."""
     if not isinstance(right, type):
         return change(right)
-    forward = change(right.forward)  # type: ignore[attr-defined]
-    return type(right.__name__, (right,), {"forward": forward})
+    public = [name for name, method in inspect.getmembers(right, callable) if name[0] != "_"]
+    names = ["forward"] if "forward" in public else public
+    return type(right.__name__, (right,), {name: change(getattr(right, name)) for name in names})
 
 
 def _map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
@@ -192,6 +194,10 @@ def _zeros(right: Mutant) -> Mutant:
     def zero(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             return torch.zeros_like(leaf, requires_grad=leaf.is_floating_point())
+        if isinstance(leaf, bytes):
+            return bytes(len(leaf))
+        if isinstance(leaf, str):
+            return "0" * len(leaf)
         return 0 * leaf if isinstance(leaf, (int, float)) else leaf
 
     return lambda *args, **kwargs: tree_map(zero, right(*args, **kwargs))

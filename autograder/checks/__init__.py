@@ -7,7 +7,7 @@ from types import ModuleType
 
 from autograder.engine.exercise import Assignment
 
-CHAPTERS = ("language_models", "rnn", "lstm", "self_attention")
+CHAPTERS = ("language_models", "rnn", "lstm", "seq2seq", "self_attention", "tokenization")
 
 
 def load(notebook: str, hidden: bool = False) -> Assignment:

@@ -154,8 +154,8 @@ def _first_difference(
 def same(one: Any, other: Any) -> bool:
     """Whether two results agree up to rounding; used to recognize a known mistake."""
     try:
-        left, left_spec = tree_flatten(tree_map(_plain, one))
-        right, right_spec = tree_flatten(tree_map(_plain, other))
+        left, left_spec = tree_flatten(tree_map(_plain, _in_one_order(one)))
+        right, right_spec = tree_flatten(tree_map(_plain, _in_one_order(other)))
         if len(left) != len(right) or left_spec != right_spec:
             return False
         for have, want in zip(left, right, strict=True):
@@ -174,6 +174,15 @@ def same(one: Any, other: Any) -> bool:
     except (Mismatch, RuntimeError, ValueError, TypeError):
         return False
     return True
+
+
+def _in_one_order(value: Any) -> Any:
+    """The value with the keys of its dictionaries sorted: the order of writing says nothing."""
+    if isinstance(value, dict):
+        return {key: _in_one_order(value[key]) for key in sorted(value, key=repr)}
+    if type(value) in (list, tuple):
+        return type(value)(map(_in_one_order, value))
+    return value
 
 
 def _plain(leaf: Any) -> Any:
