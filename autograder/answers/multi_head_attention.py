@@ -99,7 +99,7 @@ class HeadByHead(nn.Module):
         if mask is not None:
             shape = (query.shape[0], self.n_heads, query.shape[1], key.shape[1])
             mask = mask.broadcast_to(shape)
-        output, weights = self.W_o.bias, []
+        output, weights = torch.zeros_like(q), []
         for h in range(self.n_heads):
             part = slice(h * self.width, (h + 1) * self.width)
             scores = torch.bmm(q[..., part], k[..., part].mT) * self.width**-0.5
@@ -107,12 +107,19 @@ class HeadByHead(nn.Module):
                 scores = torch.where(mask[:, h], scores, torch.finfo(scores.dtype).min)
             weights.append(F.softmax(scores, dim=-1))
             read = torch.bmm(weights[-1], v[..., part]) @ self.W_o.weight[:, part].T
-            output = read if output is None else output + read
+            output = output + read
+        if self.W_o.bias is not None:
+            output = output + self.W_o.bias
         return output, torch.stack(weights, dim=1)
 
 
 class ByEinsum(nn.Module):
     """Heads as an index of an einsum, never as an axis that is moved."""
+
+    W_q: nn.Linear
+    W_k: nn.Linear
+    W_v: nn.Linear
+    W_o: nn.Linear
 
     def __init__(self, d_model: int, n_heads: int, bias: bool = True) -> None:
         super().__init__()

@@ -449,8 +449,9 @@ def _(student: Handle, rng: Rng) -> None:
     mask, cotangent = a_mask(rng, 2, 1, 3, 5), (rng.normal(2, 3, 6), rng.normal(2, 2, 3, 5))
     pulled: Pullback = module.vjp(*args, mask, cotangent=cotangent, wrt=(0, 1, 2))
     leaves = [x.detach().requires_grad_() for x in (*args, *weights.values())]
-    named = dict(zip(weights, leaves[3:], strict=True))
-    found = torch.autograd.grad(by_hand(named, 2, *leaves[:3], mask), leaves, cotangent)
+    query, key, value, *rest = leaves
+    outputs = by_hand(dict(zip(weights, rest, strict=True)), 2, query, key, value, mask)
+    found = torch.autograd.grad(outputs, leaves, cotangent)
     for name, have, want in zip(("query", "key", "value"), pulled.inputs, found, strict=False):
         expect(have, f"the gradient of {name}").close_to(want)
     for name, want in zip(weights, found[3:], strict=True):
@@ -488,6 +489,11 @@ guard(MultiHeadAttention, _guard_inputs, build=(6, 2))
 
 class Heads(nn.Module):
     """What the wrong layers below have in common; each spoils one of the small methods."""
+
+    W_q: nn.Linear
+    W_k: nn.Linear
+    W_v: nn.Linear
+    W_o: nn.Linear
 
     def __init__(self, d_model: int, n_heads: int, bias: bool = True) -> None:
         super().__init__()
