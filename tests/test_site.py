@@ -758,6 +758,35 @@ def test_explorer_of_temperature_is_softmax(root: Path, tmp_path: Path, browser:
 
 
 @pytest.mark.slow
+def test_explorer_of_rotary_knows_distances_only(root: Path, tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    # One pair that turns by one radian a token: at distance m − n the score is cos(m − n).
+    data = {"query": [1.0, 0.0], "key": [1.0, 0.0], "base": 10000}
+    explore(browser, root, tmp_path, "rotary", data)
+    query, key, together = browser.find_elements("css selector", "input")
+
+    def reading() -> str:
+        return texts(browser, ".reading")[0].split("With")[0]
+
+    assert "Distance 3: turned, the score is −0.99." in reading()
+    query.send_keys(Keys.ARROW_LEFT)
+    assert "Distance 2: turned, the score is −0.42." in reading()
+    both, added = texts(browser, "output"), texts(browser, ".reading")[0].split("With")[1]
+    together.send_keys(Keys.SPACE)
+    query.send_keys(Keys.ARROW_RIGHT)
+    assert texts(browser, "output") == [str(int(at) + 1) for at in both]
+    assert "Distance 2: turned, the score is −0.42." in reading()
+    assert texts(browser, ".reading")[0].split("With")[1] != added
+    query.send_keys(Keys.END)  # neither leaves its slider
+    assert texts(browser, "output") == ["60", "58"]
+    key.send_keys(Keys.END)
+    assert texts(browser, "output") == ["60", "58"]
+    label = browser.find_element("css selector", "svg").get_attribute("aria-label")
+    assert label == "Pair 0: query and key add −0.42."
+
+
+@pytest.mark.slow
 def test_print_is_light_and_unfolded_and_leaves_the_screen_as_it_was(
     site: Site, browser: Any
 ) -> None:
