@@ -71,7 +71,7 @@ def load_pairs(task: str = "numbers", *, data_file: str | Path | None = None) ->
         return _own_pairs(Path(data_file))
     if task not in TASKS:
         raise DataError(f"There is no task named {task!r}. Choose one of {', '.join(TASKS)}.")
-    return TASKS[task].build()
+    return {name: list(pairs) for name, pairs in TASKS[task].build().items()}
 
 
 def _cut(pairs: Sequence[Pair], **sizes: int) -> Splits:
@@ -192,10 +192,12 @@ def _dates() -> Splits:
 
 # --- gettext --------------------------------------------------------------------------------------
 
-GETTEXT_SHA256 = "09fb4173266e8cfc94c9f4c4dd104d15a20c3b48f49ddf0d7870a050d65ed0fe"
+GETTEXT_SHA256 = "dfbf99a656222d1a8a9ad1b2756f259018e72e22fd7692b2c133707003a7a435"
 CATALOGUES = "zh_*/LC_MESSAGES/*.[mp]o"
-# What a program fills in: %(name)s, %s, %1, {name}, {}, {{ name }}.
-_PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[srdif]\b|%\d|\{\{[^{}]*\}\}|\{[^{}]*\}")
+# What a program fills in: %(name)s, %s, %.2f, %1, {name}, {}, {{ name }}.
+_PLACEHOLDER = re.compile(
+    r"%\([\w.]+\)[\d.]*[a-z]|%[\d.]*[srdif](?![A-Za-z])|%\d|\{\{[^{}]*\}\}|\{[^{}]*\}"
+)
 
 
 def _gettext() -> Splits:
@@ -261,7 +263,7 @@ def _slots(text: str) -> list[str]:
     names, seen = [], Counter[str]()
     for found in _PLACEHOLDER.findall(text):
         seen[found] += 1
-        nameless = re.fullmatch(r"%[a-z]|\{\}", found)
+        nameless = re.fullmatch(r"%[\d.]*[a-z]|\{\}", found)
         names.append(f"{found} {seen[found]}" if nameless else found)
     return names
 
