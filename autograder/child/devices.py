@@ -58,11 +58,16 @@ def _move_module(module: torch.nn.Module, device: str) -> None:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                moved = torch.nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+                moved = torch.nn.Parameter(_like(parameter, device), parameter.requires_grad)
                 part._parameters[name] = moved
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = buffer.to(device)
+                part._buffers[name] = _like(buffer, device)
+
+
+def _like(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor of that form on the device; under a fake mode it holds no data, and costs little."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def run_on_fake_device(
@@ -89,7 +94,7 @@ def run_on_fake_device(
                 _move_module(value, device)
             if not isinstance(value, torch.Tensor):
                 return value
-            fake = mode.from_tensor(value.detach()).to(device)
+            fake = _like(value, device)
             return fake.requires_grad_() if differentiate and fake.is_floating_point() else fake
 
         try:
