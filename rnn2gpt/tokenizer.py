@@ -90,9 +90,8 @@ def train_bpe(text: str, vocab_size: int, special_tokens: Sequence[str] = ()) ->
             f"for 256 bytes and {len(special_tokens)} special tokens"
         )
     chunks = Counter(chunk for chunk, special in _chunks(text, special_tokens) if not special)
-    words = [tuple(chunk.encode()) for chunk in chunks]
-    sizes = list(chunks.values())
-    counts = pair_counts(dict(zip(words, sizes, strict=True)))
+    counts = pair_counts({tuple(chunk.encode()): n for chunk, n in chunks.items()})
+    words, sizes = [list(chunk.encode()) for chunk in chunks], list(chunks.values())
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that hold a pair
     for i, word in enumerate(words):
         for pair in pairwise(word):
@@ -102,28 +101,27 @@ def train_bpe(text: str, vocab_size: int, special_tokens: Sequence[str] = ()) ->
     merges: Merges = []
     queue = [_Candidate(counts[pair], pair, vocabulary) for pair in counts]
     heapq.heapify(queue)
-    while queue and len(merges) < n_merges:
+    while queue and queue[0].count and len(merges) < n_merges:
         best = heapq.heappop(queue)
         if best.count != counts[best.pair]:
             continue  # out of date: the pair was queued again when its count changed
         new_id = len(vocabulary)
         merges.append(best.tokens)
         vocabulary.append(b"".join(best.tokens))
-        changed = set()
-        for i in where.pop(best.pair):  # every other word stays as it is, and so do its pairs
-            for pair in pairwise(words[i]):
-                counts[pair] -= sizes[i]
-                changed.add(pair)
-            words[i] = tuple(merge_pair(words[i], best.pair, new_id))
-            for pair in pairwise(words[i]):
-                counts[pair] += sizes[i]
-                changed.add(pair)
-                where[pair].add(i)
-        for pair in changed:
-            if counts[pair]:
+        change: Counter[Pair] = Counter()
+        for i in where.pop(best.pair):  # all other words stay as they are, and so do their pairs
+            before, after = words[i], merge_pair(words[i], best.pair, new_id)
+            for pair in pairwise(before):
+                change[pair] -= sizes[i]
+            for pair in pairwise(after):
+                change[pair] += sizes[i]
+                if new_id in pair:
+                    where[pair].add(i)
+            words[i] = after
+        for pair, by in change.items():
+            if by:
+                counts[pair] += by
                 heapq.heappush(queue, _Candidate(counts[pair], pair, vocabulary))
-            else:
-                del counts[pair]
     return merges
 
 
