@@ -758,6 +758,29 @@ def test_explorer_of_temperature_is_softmax(root: Path, tmp_path: Path, browser:
 
 
 @pytest.mark.slow
+def test_explorer_of_alignment_says_where_a_token_looks(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    number = {"task": "numbers", "source": ["ten", "thousand"], "target": ["一", "万", "<eos>"]}
+    date = {"task": "dates", "source": ["7", "."], "target": ["7", "<eos>"]}
+    weights = {"weights": [[0.98, 0.02], [0.25, 0.75], [0.5, 0.5]]}
+    explore(browser, root, tmp_path, "alignment", [number | weights, date | weights])
+    reading = "“thousand” at place 2 (75 %), “ten” at place 1 (25 %)"
+    assert reading in texts(browser, ".reading")[0]  # the jump is what one sees first
+    pressed = "button[aria-pressed=true]"
+    assert texts(browser, pressed) == ["万"]
+    first = browser.find_element("css selector", "button")
+    first.send_keys(Keys.SPACE)
+    assert texts(browser, pressed) == ["一"]
+    assert texts(browser, ".reading")[0].endswith("it looks at “ten” at place 1 (98 %).")
+    browser.find_element("css selector", "select").send_keys(Keys.ARROW_DOWN)
+    assert texts(browser, ".answer button") == ["7", "end"]
+    assert "to write “7” it looks at “7”" in texts(browser, ".reading")[0]
+
+
+@pytest.mark.slow
 def test_explorer_of_rotary_knows_distances_only(root: Path, tmp_path: Path, browser: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -854,3 +877,24 @@ def test_questions_answer_to_the_keyboard(site: Site, browser: Any) -> None:
         assert opened[:2] == [False, True]
         verdict = browser.execute_script("return document.querySelector('.verdict').textContent")
         assert verdict.startswith(("Right.", "Not so."))
+
+
+@pytest.mark.slow
+def test_explorer_of_attention_shows_what_the_root_is_for(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    data = {"query": "q", "keys": ["a", "b"], "scores": [0.0, 1.0]}
+    explore(browser, root, tmp_path, "attention", data)
+    divided = ["26.9 %", "73.1 %"]  # 1 to e
+    assert texts(browser, ".bars .value") == [*divided, "0.0 %", "100.0 %"]  # 1 to e⁸ at d_k = 64
+    width, score, _ = browser.find_elements("css selector", "input")
+    width.send_keys(Keys.HOME)  # d_k = 1: the root is 1
+    assert texts(browser, ".bars .value") == [*divided, *divided]
+    assert "1.79 of 2 keys" in texts(browser, ".reading")[0]
+    width.send_keys(Keys.END)  # d_k = 1024: the divided shares stay
+    assert texts(browser, ".bars .value") == [*divided, "0.0 %", "100.0 %"]
+    score.send_keys(*[Keys.ARROW_RIGHT] * 10)  # both scores 1
+    assert texts(browser, ".bars .value") == ["50.0 %"] * 4
+    assert "gradient is 0.500" in texts(browser, ".reading")[1]

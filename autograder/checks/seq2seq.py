@@ -1088,6 +1088,15 @@ def _(student: Handle, rng: Rng) -> None:
 @Seq2Seq.case("without attention, reads each row to its own end and not into the padding")
 def _(student: Handle, rng: Rng) -> None:
     expect_padding_ignored(student, rng, False, "state_after_padding")
+    module = built(student, rng, attention=False)
+    source, lengths, target_in = sentences(rng)
+    before = logits_of(module, source, lengths, target_in)
+    for place, at in (("first", torch.zeros_like(lengths)), ("last", lengths - 1)):
+        other = source.scatter(1, at[:, None], (source.gather(1, at[:, None]) + 1) % SIZES[0])
+        after = logits_of(module, other, lengths, target_in)
+        for b in range(len(source)):
+            message = f"row {b}: another {place} token gives the same logits."
+            expect_moved(after[b], before[b], message, "state_too_early")
 
 
 @Seq2Seq.case("with attention, gives the same logits however far the source is padded")
@@ -1433,6 +1442,18 @@ class StateAfterPadding(Model):
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
         memory, last = self.encoder(self.source_embedding(source))
         return memory, last[0]
+
+
+@_mistake(
+    "state_too_early",
+    "Some real token of the source never reaches your decoder: the state is taken a step too early,"
+    " say at `lengths - 2`.",
+    "The last word is lost in every sentence, and in short ones nearly everything.",
+    "one-vector",
+)
+class StateTooEarly(Model):
+    def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
+        return super().encode(source, (lengths - 1).clamp(min=1))
 
 
 @_mistake(
