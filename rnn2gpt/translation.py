@@ -202,7 +202,7 @@ _PLACEHOLDER = re.compile(
 
 def _gettext() -> Splits:
     """The catalogues' pairs in an order that a seed gives, cut. Built once, then cached."""
-    path = data_dir() / "gettext.tsv"
+    path = gettext_path()
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != GETTEXT_SHA256:
         content = _build_gettext(fetch_packages(REQUIREMENTS, CATALOGUES))
@@ -210,6 +210,11 @@ def _gettext() -> Splits:
     pairs = _read_table(content.decode("utf-8"), path)
     random.Random(0).shuffle(pairs)
     return _cut(pairs, validation=400, test=600)
+
+
+def gettext_path() -> Path:
+    """The file that caches the pairs."""
+    return data_dir() / "gettext.tsv"
 
 
 def _build_gettext(packages: Path) -> bytes:
