@@ -64,7 +64,9 @@ RUNS = {
     "dates-seq2seq": "--task dates --model seq2seq --steps 800",
     "dates-seq2seq-plain": "--task dates --model seq2seq-plain --steps 800",
     "dates-transformer": "--task dates --model transformer --steps 800",
-    "gettext-transformer": "--task gettext --model transformer --d-model 56 --steps 1500 --label-smoothing 0.1",
+    "gettext-transformer": (
+        "--task gettext --model transformer --d-model 56 --steps 1500 --label-smoothing 0.1"
+    ),
 }
 SMOOTHING_STEPS, ATTENTION_STEPS = 500, 300
 BEAM_SIZE, LENGTH_PENALTY = 4, 1.0

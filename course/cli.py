@@ -162,10 +162,10 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
     from rnn2gpt.data import DataError
 
     translates = options["model"] in TRANSLATION_MODELS
-    if translates != bool(options["task"] or options["pairs_file"]):
+    if int(translates) != bool(options["task"]) + bool(options["pairs_file"]):
         models = ", ".join(TRANSLATION_MODELS)
         raise click.ClickException(
-            f"The models {models} go with --task or --pairs, and no other model does."
+            f"The models {models} go with either --task or --pairs, and no other model does."
         )
     out = out or Path("runs") / options["model"]
     given = {name: value for name, value in options.items() if value is not None}
@@ -355,6 +355,8 @@ def translate(
     from rnn2gpt.translator import translate as run
 
     sources = list(texts) or [line.strip() for line in sys.stdin if line.strip()]
+    if not sources:
+        raise click.ClickException("There is nothing to translate: give a text, or lines of input.")
     try:
         loaded = load_model(checkpoint)
         if not isinstance(loaded.tokenizer, PairTokenizer):

@@ -679,9 +679,10 @@ def test_train_then_translate(tmp_path: Path, model: str) -> None:
 
 
 def test_commands_say_what_does_not_fit(tmp_path: Path) -> None:
-    for options in (("--model", "lstm", "--task", "numbers"), ("--model", "seq2seq")):
-        done = invoke("train", *options, "--out", tmp_path)
-        assert done.exit_code == 1 and "--task or --pairs" in done.output
+    task, pairs = ("--task", "numbers"), ("--pairs", "none.tsv")
+    for options in (("lstm", *task), ("rnn", *pairs), ("seq2seq",), ("seq2seq", *task, *pairs)):
+        done = invoke("train", "--model", *options, "--out", tmp_path)
+        assert done.exit_code == 1 and "either --task or --pairs" in done.output
     done = invoke("train", "--model", "seq2seq", "--task", "dates", "--block-size", 5)
     assert done.exit_code == 1 and "no use for --block-size" in done.output
     done = invoke("train", "--model", "rnn", "--label-smoothing", 0.1, "--dropout", 0.1)
@@ -689,6 +690,8 @@ def test_commands_say_what_does_not_fit(tmp_path: Path) -> None:
     stored = Path(__file__).parent.parent / "book" / "_data" / "models"
     done = invoke("translate", stored / "lstm", "hello")
     assert done.exit_code == 1 and "rnn2gpt generate" in done.output
+    done = invoke("translate", stored / "lstm", stdin="\n\n")
+    assert done.exit_code == 1 and "nothing to translate" in done.output
     done = invoke("translate", tmp_path, "hello")
     assert done.exit_code == 1 and "holds no model" in done.output
 
