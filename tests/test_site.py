@@ -810,6 +810,31 @@ def test_explorer_of_rotary_knows_distances_only(root: Path, tmp_path: Path, bro
 
 
 @pytest.mark.slow
+def test_explorer_of_norm_placement_compares_first_and_last_block(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def stack(*gradient: float) -> dict[str, Any]:
+        sizes = [1.0 + k for k in range(len(gradient))]
+        return {"depth": len(gradient), "gradient": gradient, "stream_rms": sizes}
+
+    data = {
+        "pre": [stack(0.5, 0.5), stack(0.5, 0.4, 0.5, 0.5)],
+        "post": [stack(0.25, 0.5), stack(0.0625, 0.125, 0.25, 0.5)],
+    }
+    explore(browser, root, tmp_path, "norm_placement", data)
+    assert texts(browser, "output") == ["4"]
+    assert len(browser.find_elements("css selector", "svg rect")) == 8
+    assert "pre-norm × 1.0, post-norm × 8.0" in texts(browser, ".reading")[0]
+    browser.find_element("css selector", "input").send_keys(Keys.ARROW_LEFT)
+    assert texts(browser, "output") == ["2"]
+    assert "pre-norm × 1.0, post-norm × 2.0" in texts(browser, ".reading")[0]
+    browser.find_element("css selector", "select").send_keys(Keys.ARROW_DOWN)
+    assert texts(browser, ".reading")[0].endswith("pre-norm × 2.0, post-norm × 2.0.")
+
+
+@pytest.mark.slow
 def test_print_is_light_and_unfolded_and_leaves_the_screen_as_it_was(
     site: Site, browser: Any
 ) -> None:
