@@ -22,8 +22,8 @@ import itertools
 import json
 import math
 import platform
+import re
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +277,7 @@ def study_text(text: Text, seeds: int, steps: int, bar: Any) -> tuple[dict[str, 
 
 def measure(seeds: int, places_steps: int, text_steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    started, text = time.process_time(), Text()
+    text = Text()
     runs = seeds * (len(HEADS) * len(PLACES) + len(HEADS) + len(KINDS) - 1)
     with tqdm(total=runs, unit="run") as bar:
         places = study_places(seeds, places_steps, bar)
@@ -288,10 +288,16 @@ def measure(seeds: int, places_steps: int, text_steps: int) -> dict[str, Any]:
         "places": places,
         "text": heads,
         "positions": positions,
-        "cpu_seconds": round(time.process_time() - started),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": platform.processor() or platform.machine(),
     }
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Indented JSON with a list of numbers on one line."""
+    text = json.dumps(result, indent=1)
+    lines = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    path.write_text(lines + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -302,6 +308,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     result = measure(options.seeds, options.places_steps, options.text_steps)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, options.out)
     spread = [statistics.mean(one) for one in result["text"]["nats"]]
     print(dict(zip(HEADS, spread, strict=True)), result["positions"]["nats_short"])

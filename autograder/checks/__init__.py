@@ -7,7 +7,15 @@ from types import ModuleType
 
 from autograder.engine.exercise import Assignment
 
-CHAPTERS = ("language_models", "rnn", "lstm", "seq2seq", "self_attention", "tokenization")
+CHAPTERS = (
+    "language_models",
+    "rnn",
+    "lstm",
+    "seq2seq",
+    "self_attention",
+    "multi_head_attention",
+    "tokenization",
+)
 
 
 def load(notebook: str, hidden: bool = False) -> Assignment:

@@ -15,7 +15,8 @@ explorer("rotary", (root, data) => {
       <label><input type="checkbox"> move both together</label>
     </p>
     <div class="clocks" style="display:flex;flex-wrap:wrap;gap:0.5rem 1rem"></div>
-    <p class="reading" aria-live="polite"></p>`;
+    <p class="reading" aria-live="polite"></p>
+    <p>Solid: the query. Dashed: the key. Beneath a circle: what its pair adds to the score.</p>`;
   const [queryAt, keyAt] = root.querySelectorAll("input[type=range]");
   const together = root.querySelector("input[type=checkbox]");
   const outputs = root.querySelectorAll("output");
