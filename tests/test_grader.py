@@ -13,11 +13,13 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 import submissions as s
 from click.testing import CliRunner
@@ -453,9 +455,9 @@ def test_results_hold_the_promised_form(graded):
 
 
 def test_no_text_of_a_student_becomes_a_formula():
-    from autograder.grader.export import _harmless
+    from autograder.grader.export import harmless
 
-    assert [_harmless(v) for v in ("=1+1", "@x", "plain", 3.5)] == ["'=1+1", "'@x", "plain", 3.5]
+    assert [harmless(v) for v in ("=1+1", "@x", "plain", 3.5)] == ["'=1+1", "'@x", "plain", 3.5]
 
 
 class Collector(HTMLParser):
@@ -477,6 +479,11 @@ def test_feedback_is_safe_to_publish(graded):
         page = (folder / "feedback" / student / HERE / f"{s.NOTEBOOK}.html").read_text("utf-8")
         found = Collector()
         found.feed(page)
+        told = json.loads((folder / "feedback" / student / HERE / f"{s.NOTEBOOK}.json").read_text())
+        assert (told["student"], told["score"]) == (student, row["score"])
+        assert not any(
+            re.search(rf"\b{name}\b", json.dumps(told)) for name in set(rows) - {student}
+        )
         assert not found.tags & {"script", "img", "iframe", "svg", "object", "form", "a", "link"}
         assert not any(name.startswith("on") for name, _ in found.attributes)
         assert "default-src 'none'" in page
@@ -565,14 +572,44 @@ def test_grading_again_is_free_and_keeps_manual_marks(graded):
     assert all(
         row["reused"] == (row["work"] is not None or row["student"] == "dee") for row in again
     )
-    first_time = {name: row | {"reused": False} for name, row in rows.items()}
-    assert {row["student"]: row | {"reused": False} for row in again} == first_time
+    ada = next(row for row in again if row["student"] == "ada")
+    assert (ada["total"], ada["waiting"], ada["remarks"]) == (FULL + 1.5, False, ["Well seen."])
+    page = (folder / "feedback" / "ada" / HERE / f"{s.NOTEBOOK}.html").read_text("utf-8")
+    assert f"{FULL + 1.5:g} of " in page and "Well seen." in page
+    by_person = dict.fromkeys(("reused", "total", "waiting", "remarks"))
+    first_time = {name: row | by_person for name, row in rows.items()}
+    assert {row["student"]: row | by_person for row in again} == first_time
     with gradebook(folder) as book:
         mark = book.find_grade(name, s.NOTEBOOK, HERE, "ada")
         assert (mark.manual_score, mark.needs_manual_grade) == (1.5, False)
         assert book.find_submission_notebook(s.NOTEBOOK, HERE, "ada").score == FULL + 1.5
         comment = book.find_comment(name, s.NOTEBOOK, HERE, "ada")
         assert comment.comment == "Well seen."
+
+
+def test_one_student_or_one_exercise_is_graded_again_and_the_rest_stays(graded, tmp_path):
+    folder, rows = graded
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    submitted = out / "submitted"
+    for student in ("bob", "fay"):  # both hand in anew; only one is graded again
+        (submitted / student / HERE / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(s.solved()))
+    (submitted / "fay" / HERE / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(s.unsolved()))
+    plan = plan_for(out, cache=folder / "cache")
+    again = {r["student"]: r for r in grade(submitted, replace(plan, students=frozenset({"bob"})))}
+    assert (again["bob"]["score"], again["bob"]["reused"]) == (FULL, False)
+    assert again["fay"]["score"] == FULL and again["fay"]["reused"]
+    assert [again[name]["score"] for name in again if name != "bob"] == [
+        rows[name]["score"] for name in rows if name != "bob"
+    ]
+    with gradebook(out) as book:
+        assert book.find_submission_notebook(s.NOTEBOOK, HERE, "bob").score == FULL
+    (submitted / "bob" / HERE / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(s.unsolved()))
+    only = replace(plan, only=frozenset({FIRST}))
+    again = {r["student"]: r for r in grade(submitted / "bob", only)}
+    cost = next(e.points for e in s.assignment().exercises if e.name == FIRST)
+    assert again["bob"]["score"] == FULL - cost  # of the others, the earlier points
+    assert [e["status"] for e in again["bob"]["exercises"]].count("right") == len(NAMES) - 1
 
 
 def test_a_changed_exercise_is_not_mixed_into_an_old_gradebook(graded, tmp_path):
@@ -610,6 +647,48 @@ def test_a_worker_that_dies_takes_no_other_result_along(tmp_path):
     assert outcomes[s.NOTEBOOK]["status"] == "refused"
     assert isinstance(outcomes[works[1].notebook], Exception)
     assert "failed" in failure(outcomes[works[1].notebook])
+
+
+_GRADES = """
+import sys
+from pathlib import Path
+from autograder.grader.grade import Plan, grade
+folder, exercises = map(Path, sys.argv[1:])
+cache = folder / "cache"
+grade(folder / "submitted", Plan(exercises, folder, b"x", trust=True, jobs=1, cache=cache))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is a signal of POSIX systems")
+def test_a_grader_killed_in_the_middle_loses_nothing_and_leaves_nothing(tmp_path):
+    members = [f"student-{number}" for number in range(8)]
+    for student in members:
+        place = tmp_path / "submitted" / student / HERE
+        place.mkdir(parents=True)
+        made = s.with_cell(s.solved(), f"name = {student!r}")
+        (place / f"{s.NOTEBOOK}.ipynb").write_bytes(s.as_bytes(made))
+    command = [sys.executable, "-c", _GRADES, str(tmp_path), str(s.ROOT / "exercises")]
+    grader = subprocess.Popen(command, cwd=s.ROOT)
+    cache = tmp_path / "cache"
+    deadline = time.monotonic() + 400
+    while len(list(cache.glob("*.json"))) < 2:
+        assert grader.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(grader.pid).children(recursive=True)
+    grader.kill()
+    grader.wait()
+    known = {path: path.read_bytes() for path in cache.glob("*.json")}
+    assert 2 <= len(known) < len(members) and not (tmp_path / "results.json").exists()
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert not left, "processes outlived the grader that started them"
+    plan = Plan(s.ROOT / "exercises", tmp_path, b"x", trust=True, jobs=1, cache=cache)
+    rows = grade(tmp_path / "submitted", plan)
+    assert [(row["student"], row["score"]) for row in rows] == [(name, FULL) for name in members]
+    assert sum(row["reused"] for row in rows) >= len(known)
+    assert all(path.read_bytes() == data for path, data in known.items())
+    with gradebook(tmp_path) as book:
+        assert all(book.find_submission(HERE, name).score == FULL for name in members)
 
 
 def test_the_seed_is_made_once_and_is_private(tmp_path):

@@ -5,27 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from autograder.grader.run import GraderError, Work, run
 
 
-def run_all(works: list[Work], jobs: int, cache: Path | None) -> Iterator[tuple[Work, Any, bool]]:
+def run_all(
+    works: list[Work], jobs: int, cache: Path | None, again: Collection[str] = ()
+) -> Iterator[tuple[Work, Any, bool]]:
     """(work, its result, whether an earlier run found it), in the order of completion.
 
-    The result is an exception where the run failed.
+    The result is an exception where the run failed. Works whose keys stand in `again` are run
+    whatever is known of them.
 
     A worker that dies takes nobody else's result along: what it left is tried again, one by one.
     """
     waiting: dict[str, Work] = {}
     for work in works:
         key = work.key()
-        known = _load(cache, key)
+        known = None if key in again else read_result(cache, key)
         if known is not None:
             yield work, known, True
         else:
@@ -71,6 +75,15 @@ def _prepare() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the grader that started this worker is gone, however it went."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def default_jobs() -> int:
@@ -88,7 +101,8 @@ def failure(error: Exception) -> str:
     return f"The grader failed over this submission ({type(error).__name__}: {error})."
 
 
-def _load(cache: Path | None, key: str) -> dict[str, Any] | None:
+def read_result(cache: Path | None, key: str) -> dict[str, Any] | None:
+    """What an earlier run found, if it is known."""
     if cache is None:
         return None
     try:

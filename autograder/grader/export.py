@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,15 @@ from rich.text import Text
 
 KEYS = (
     "student", "assignment", "notebook", "score", "max_score", "status", "message", "isolation",
-    "seconds", "exercises", "notes", "path", "checks",
+    "seconds", "exercises", "notes", "path", "checks", "submitted", "person", "key",
+    "days_late", "late_days_used", "penalty_percent", "lateness", "total", "max_total", "waiting",
+    "remarks",
 )  # fmt: skip
 EXERCISE_KEYS = ("name", "points", "max_points", "status", "message", "misconception", "see")
+COLUMNS = (
+    "student", "assignment", "notebook", "score", "max_score", "status", "isolation", "seconds",
+    "submitted", "days_late", "penalty_percent", "total", "max_total", "waiting",
+)  # fmt: skip
 CASE_KEYS = ("name", "visible", "passed", "message")
 _COLORS = {"graded": "", "refused": "yellow", "skipped": "yellow", "failed": "red"}
 
@@ -41,20 +48,35 @@ def as_json(rows: Sequence[dict[str, Any]]) -> str:
 def export(rows: Sequence[dict[str, Any]], out: Path) -> None:
     """Write `results.json` and `results.csv`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(as_json(rows) + "\n", encoding="utf-8")
-    with (out / "results.csv").open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        head = [key for key in KEYS[:9] if key != "message"]
-        names = list(dict.fromkeys(e["name"] for row in rows for e in row["exercises"]))
-        writer.writerow([*head, *names, "message", "notes"])
-        for row in rows:
-            points = {e["name"]: e["points"] for e in row["exercises"]}
-            values = [*(row[key] for key in head), *(points.get(name, "") for name in names)]
-            values += [row["message"], " ".join(row["notes"])]
-            writer.writerow([_harmless(value) for value in values])
+    write_whole(out / "results.json", as_json(rows) + "\n")
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    names = list(dict.fromkeys(e["name"] for row in rows for e in row["exercises"]))
+    writer.writerow([*COLUMNS, *names, "message", "notes"])
+    for row in rows:
+        points = {e["name"]: e["points"] for e in row["exercises"]}
+        values = [*(row[key] for key in COLUMNS), *(points.get(name, "") for name in names)]
+        values += [row["message"], " ".join(row["notes"])]
+        writer.writerow([harmless(value) for value in values])
+    write_whole(out / "results.csv", "\ufeff" + stream.getvalue())
 
 
-def _harmless(value: Any) -> Any:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8", errors="replace", newline="")
+    draft.replace(path)
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run, without the students' code; none where there was no run."""
+    try:
+        return json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+
+
+def harmless(value: Any) -> Any:
     """Text that no spreadsheet takes for a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value

@@ -10,14 +10,18 @@ from typing import Any
 
 from autograder.checks import CHAPTERS, load
 from autograder.engine.exercise import Assignment
-from autograder.grader.batch import default_jobs, failure, run_all
-from autograder.grader.export import export
+from autograder.grader.batch import default_jobs, failure, read_result, run_all
+from autograder.grader.export import KEYS, export, read_results
 from autograder.grader.feedback import write_feedback
 from autograder.grader.ingest import IngestError, Submission, ingest
+from autograder.grader.late import NO_LATENESS, DeadlineError, Deadlines, apply, read_deadlines
 from autograder.grader.record import RecordError, record
-from autograder.grader.run import GraderError, Work, refused
+from autograder.grader.report import write_report
+from autograder.grader.run import GraderError, Work, refused, summary
 from autograder.grader.sandbox import HOW_TO_GET_ONE, best_level
+from autograder.grader.systems import RosterError, write_lists
 
+_EXPECTED = (IngestError, RecordError, GraderError, DeadlineError, RosterError)
 Progress = Callable[[int, int], None]
 
 
@@ -36,6 +40,10 @@ class Plan:
     trust: bool = False
     jobs: int = field(default_factory=default_jobs)
     cache: Path | None = None
+    students: frozenset[str] = frozenset()  # grade these again, and leave the others' rows
+    only: frozenset[str] = frozenset()  # exercises to grade again; the others' points stay
+    deadlines: Path | None = None  # a file, see `late`
+    roster: Path | None = None  # a list of Canvas, Moodle or Gradescope to fill in
     site: str | None = None  # the book's address, for links in feedback
     # Students whose code is not run without a sandbox even where the rest is trusted, and why.
     only_sandboxed: Mapping[str, str] = field(default_factory=dict)
@@ -46,12 +54,13 @@ def grade(
 ) -> list[dict[str, Any]]:
     """Grade what lies under `path`: one row for each piece of work, in order of student.
 
-    Writes gradebook, `autograded/`, `feedback/`, `results.json` and `results.csv` to `plan.out`.
+    Writes gradebook, `autograded/`, `feedback/`, `report.html`, `results.json`, `results.csv` and
+    lists for the systems that the submissions came from to `plan.out`.
     Raises `GradingError` where nothing can be graded; a single submission never does that.
     """
     try:
         return _grade(path, plan, progress)
-    except (IngestError, RecordError, GraderError) as error:
+    except _EXPECTED as error:
         raise GradingError(str(error)) from error
 
 
@@ -60,37 +69,105 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     if level == "process" and not plan.trust:
         raise GradingError(HOW_TO_GET_ONE)
     assignments = {found.name: found for found in map(load, CHAPTERS)}
+    deadlines = read_deadlines(plan.deadlines, assignments) if plan.deadlines else None
     release = functools.cache(functools.partial(_release, plan.exercises))
-    by_name = {name: assignment.notebook for name, assignment in assignments.items()}
     submissions = ingest(path, plan.assignment, lambda task: release(task.name, task.notebook))
-    releases = {
-        name: release(name, by_name[name])
-        for name in {s.assignment for s in submissions if s.assignment}
-    }
-    works = {
-        index: Work(s.notebook, s.data, s.suffix, releases[s.assignment], level, secret=plan.secret)
-        for index, s in enumerate(submissions)
-        if s.data is not None and s.assignment and not _is_withheld(s, level, plan)
-    }
-    results: dict[str, Any] = {}
-    taken_up = set[str]()
-    progress(0, len(works))
-    in_order = sorted(works.values(), key=lambda work: work.notebook)  # a worker keeps its sandbox
-    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache):
-        results[work.key()] = outcome
-        taken_up |= {work.key()} if known else set()
-        progress(sum(w.key() in results for w in works.values()), len(works))
+    earlier = _earlier(plan)
+    releases, works = dict[str, bytes](), dict[int, Work]()
+    kept = dict[int, dict[str, Any]]()
+    for index, one in enumerate(submissions):
+        old = earlier.get((one.student, one.assignment))
+        if one.assignment:
+            releases[one.assignment] = release(one.assignment, one.notebook)
+        only = _only(plan, assignments.get(one.assignment)) if old else ()
+        if old and ((plan.students and one.student not in plan.students) or only is None):
+            kept[index] = old
+        elif one.data is not None and one.assignment and not _is_withheld(one, level, plan):
+            facts = (one.notebook, one.data, one.suffix, releases[one.assignment], level)
+            works[index] = Work(*facts, secret=plan.secret, only=only or ())
+    results = _run(list(works.values()), plan, progress)
     rows = []
-    for index, submission in enumerate(submissions):
-        outcome = results[works[index].key()] if index in works else None
-        result = _result(submission, outcome, assignments.get(submission.assignment), level, plan)
-        reused = index in works and works[index].key() in taken_up
-        rows.append(_row(submission, result) | {"reused": reused})
-    export(rows, plan.out)
-    for row in rows:
-        write_feedback(row, assignments.get(row["assignment"]), plan.out, plan.site)
-    record(rows, releases, plan.out)
+    for index, one in enumerate(submissions):
+        if index in kept:
+            work = (read_result(plan.cache, kept[index]["key"]) or {}).get("work")
+            rows.append(kept[index] | {"work": work, "reused": True})
+            continue
+        key = works[index].key() if index in works else ""
+        outcome, reused = results.get(key, (None, False))
+        result = _result(one, outcome, assignments.get(one.assignment), level, plan)
+        if index in works and works[index].only:
+            result = _merged(earlier[one.student, one.assignment], result)
+        rows.append(_row(one, result) | {"key": key, "reused": reused})
+    _finish(rows, {i for i in range(len(rows)) if i not in kept}, releases, deadlines, plan)
     return rows
+
+
+def _earlier(plan: Plan) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of the last run, where only a part is to be graded again."""
+    if not (plan.students or plan.only):
+        return {}
+    rows = [row for row in read_results(plan.out) if set(KEYS) <= row.keys()]
+    return {(row["student"], row["assignment"]): row for row in rows}
+
+
+def _only(plan: Plan, assignment: Assignment | None) -> tuple[str, ...] | None:
+    """The exercises to grade again; all where empty, none where None."""
+    if not plan.only:
+        return ()
+    names = {exercise.name for exercise in assignment.exercises} if assignment else set()
+    return tuple(sorted(names & plan.only)) or None
+
+
+def _run(works: list[Work], plan: Plan, progress: Progress) -> dict[str, tuple[Any, bool]]:
+    """By key: a result, or the error instead of one, and whether it was known before."""
+    results = dict[str, tuple[Any, bool]]()
+    again = {work.key() for work in works} if plan.students or plan.only else set()
+    progress(0, len(works))
+    in_order = sorted(works, key=lambda work: work.notebook)  # a worker keeps its sandbox
+    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again):
+        results[work.key()] = (outcome, known)
+        progress(sum(work.key() in results for work in works), len(works))
+    return results
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """An earlier result with some exercises graded again."""
+    if new["status"] != "graded":
+        return new
+    fresh = {exercise["name"]: exercise for exercise in new["exercises"]}
+    exercises = [fresh.get(exercise["name"], exercise) for exercise in old["exercises"]]
+    points = {
+        "score": round(sum(exercise["points"] for exercise in exercises), 2),
+        "max_score": sum(exercise["max_points"] for exercise in exercises),
+    }
+    return new | points | {"exercises": exercises, "message": summary(exercises)}
+
+
+def _finish(
+    rows: list[dict[str, Any]],
+    fresh: set[int],
+    releases: dict[str, bytes],
+    deadlines: Deadlines | None,
+    plan: Plan,
+) -> None:
+    """Lateness, gradebook, lists, feedback and report; results are kept whatever happens."""
+    for row in rows:
+        row |= NO_LATENESS | {"total": row["score"], "max_total": row["max_score"]}
+        row |= {"waiting": False, "remarks": []}
+    if deadlines is not None:
+        apply(deadlines, rows)
+        for row in rows:
+            row["total"] = round(row["score"] * (1 - row["penalty_percent"] / 100), 2)
+    try:
+        record(rows, releases, plan.out, fresh)
+    finally:
+        export(rows, plan.out)
+        assignments = {found.name: found for found in map(load, CHAPTERS)}
+        for row in rows:
+            if row["work"] or not row["reused"]:
+                write_feedback(row, assignments.get(row["assignment"]), plan.out, plan.site)
+        write_report(rows, assignments, plan.out)
+        write_lists(rows, plan.out, plan.roster)
 
 
 def _release(exercises: Path, assignment: str, notebook: str) -> bytes:

@@ -32,10 +32,14 @@ class RecordError(Exception):
     """The gradebook does not take the results; the text says what to do."""
 
 
-def record(rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path) -> None:
+def record(
+    rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path, fresh: set[int]
+) -> None:
     """Write graded and refused rows to `out/gradebook.db` and `out/autograded`.
 
-    `releases` holds our notebook for each assignment that occurs in the rows.
+    `releases` holds our notebook for each assignment that occurs in the rows, `fresh` the places of
+    the rows that are not yet there. Each row then knows what a person marked: `total` and
+    `max_total` with all marks, lateness taken off, `waiting` while one is missing, and `remarks`.
     """
     put_tools_on_path()
     from nbgrader.api import Gradebook
@@ -50,12 +54,16 @@ def record(rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path) ->
         warnings.filterwarnings("ignore", module="nbgrader")  # of SQLAlchemy, about nbgrader
         for assignment, notebook in {(row["assignment"], row["notebook"]) for row in known}:
             _declare(gradebook, url, assignment, notebook, notebooks[assignment])
-        for row in known:
+        for place, row in enumerate(rows):
+            if place not in fresh or row not in known:
+                continue
             filled = fill(notebooks[row["assignment"]], row["work"] or {})
             _write_grades(gradebook, row, filled)
             path = out / "autograded" / row["student"] / row["assignment"]
             path.mkdir(parents=True, exist_ok=True)
             nbformat.write(filled, path / f"{row['notebook']}.ipynb")
+        for row in known:
+            _take_marks(gradebook, row)
 
 
 def _declare(gradebook: Any, url: str, assignment: str, name: str, notebook: NotebookNode) -> None:
@@ -95,6 +103,24 @@ def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> 
             comment = gradebook.find_comment(name, notebook, assignment, student)
             comment.auto_comment = said.get(name) or ("No response." if blank else None)
     gradebook.db.commit()
+
+
+def _take_marks(gradebook: Any, row: dict[str, Any]) -> None:
+    """Bring into a row what persons marked, and into the gradebook what lateness costs."""
+    from nbgrader.api import MissingEntry
+
+    where = (row["notebook"], row["assignment"], row["student"])
+    try:
+        notebook = gradebook.find_submission_notebook(*where)
+    except MissingEntry:  # of an earlier run, whose gradebook is gone
+        return
+    penalty = notebook.score * row["penalty_percent"] / 100
+    notebook.late_submission_penalty = penalty
+    gradebook.db.commit()
+    row["total"] = round(max(0.0, notebook.score - penalty), 2)
+    row["max_total"] = notebook.max_score
+    row["waiting"] = bool(notebook.needs_manual_grade)
+    row["remarks"] = [c.manual_comment for c in notebook.comments if c.manual_comment]
 
 
 def fill(release: NotebookNode, work: dict[str, Any]) -> NotebookNode:
