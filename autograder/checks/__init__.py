@@ -14,6 +14,7 @@ CHAPTERS = (
     "seq2seq",
     "self_attention",
     "multi_head_attention",
+    "transformer",
     "tokenization",
 )
 

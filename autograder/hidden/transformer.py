@@ -110,13 +110,13 @@ def _(student: Handle, rng: Rng) -> None:
     source, target = rng.integers(1, 7, 20, 5), rng.integers(1, 9, 20, 5)
     target_in = torch.cat([torch.ones(20, 1, dtype=torch.int64), target[:, :-1]], dim=1)
     weights = {name: torch.nn.Parameter(w) for name, w in module.train().parameters().items()}
-    optimizer = torch.optim.Adam(weights.values(), lr=0.01)
+    optimizer = torch.optim.Adam(weights.values(), lr=0.02)
 
     def losses(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     logits = module(source, target_in).requires_grad_()
-    for _ in range(90):
+    for _ in range(60):
         # The logits' gradient is taken here, and pulled back through the student's model there.
         (cotangent,) = torch.autograd.grad(losses(logits), logits)
         pulled = module.vjp(source, target_in, cotangent=cotangent)
