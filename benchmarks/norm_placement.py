@@ -45,6 +45,7 @@ class Stack(nn.Module):
         )
         self.norm = LayerNorm(WIDTH) if norm_first else nn.Identity()
         self.head = nn.Linear(WIDTH, vocab_size)
+        self.positions: Tensor
         self.register_buffer("positions", sinusoidal_positions(WINDOW, WIDTH))
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and "embedding" not in name:
@@ -76,7 +77,9 @@ def fresh(ids: Tensor, vocab_size: int, norm_first: bool, depth: int, seeds: int
         logits, stream = model(x)
         cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
         for k, block in enumerate(model.blocks):
-            gradients[k] += block.feed_forward.W_2.weight.grad.norm() / seeds
+            gradient = block.get_parameter("feed_forward.W_2.weight").grad
+            assert gradient is not None
+            gradients[k] += gradient.norm() / seeds
             sizes[k] += stream[k].detach().pow(2).mean().sqrt() / seeds
     return {
         "depth": depth,
@@ -126,7 +129,7 @@ def trained(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--fresh-depths", type=int, nargs="+", default=FRESH_DEPTHS)

@@ -31,8 +31,8 @@ class NormByDots(nn.Module):
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.register_parameter("bias", nn.Parameter(torch.zeros(d_model)))
-        self.register_parameter("weight", nn.Parameter(torch.ones(d_model)))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.weight = nn.Parameter(torch.ones(d_model))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,11 +106,12 @@ class FeedByTable(nn.Module):
         self.W_1 = nn.Linear(d_model, d_ff, bias=bias)
         self.W_2 = nn.Linear(d_ff, d_model, bias=bias)
         self.drop = nn.Dropout(dropout)
-        self.act = {
+        table: dict[str, Callable[[Tensor], Tensor]] = {
             "relu": F.relu,
             "gelu": F.gelu,
             "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
-        }[activation]
+        }
+        self.act = table[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.W_2(self.drop(self.act(self.W_1(x))))
@@ -364,7 +365,7 @@ class DecoderByLoop(nn.Module):
         self_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        layers = (
+        layers: tuple[Callable[[Tensor], Tensor], ...] = (
             lambda y: self.self_attention(y, y, y, self_mask),
             lambda y: self.cross_attention(y, memory, memory, memory_mask),
             self.feed_forward,
@@ -396,7 +397,7 @@ class DecoderOnABlock(BlockByBranches):
         self.cross_attention = HeadsByEinsum(d_model, n_heads, bias)
         self.norm_3 = NormByVarMean(d_model)
 
-    def half(self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    def add(self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
             return x + self.dropout(layer(norm(x)))
         return norm(x + self.dropout(layer(x)))
@@ -408,11 +409,9 @@ class DecoderOnABlock(BlockByBranches):
         self_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        x = self.half(x, self.norm_1, lambda y: self.self_attention(y, y, y, self_mask))
-        x = self.half(
-            x, self.norm_2, lambda y: self.cross_attention(y, memory, memory, memory_mask)
-        )
-        return self.half(x, self.norm_3, self.feed_forward)
+        x = self.add(x, self.norm_1, lambda y: self.self_attention(y, y, y, self_mask))
+        x = self.add(x, self.norm_2, lambda y: self.cross_attention(y, memory, memory, memory_mask))
+        return self.add(x, self.norm_3, self.feed_forward)
 
 
 # --- Transformer --------------------------------------------------------------------------------
@@ -445,6 +444,7 @@ class PreNormWithSinusoids(nn.Module):
         self.pad_id, self.scale = pad_id, d_model**0.5
         self.of_source = nn.Embedding(source_vocab, d_model)
         self.of_target = nn.Embedding(target_vocab, d_model)
+        self.waves: Tensor
         self.register_buffer("waves", sinusoids(max_len, d_model))
         sizes = d_model, n_heads, d_ff, dropout
         self.encoder = nn.ModuleList([BlockByBranches(*sizes) for _ in range(n_layers)])

@@ -1956,6 +1956,7 @@ class Model(nn.Module):
         self.pad_id, self.p = pad_id, dropout
         self.source_embedding = nn.Embedding(source_vocab, d_model)
         self.target_embedding = nn.Embedding(target_vocab, d_model)
+        self.table: Tensor
         self.register_buffer("table", sinusoidal_positions(max_len, d_model))
         self.encoder = self.stack(Block, n_layers, d_model, n_heads, d_ff, dropout)
         self.decoder = self.stack(Decoder, n_layers, d_model, n_heads, d_ff, dropout)
@@ -2289,10 +2290,10 @@ def _(student: Handle, rng: Rng) -> None:
 
 @label_smoothed_cross_entropy.case("sends the right gradient to the logits, none at padding")
 def _(student: Handle, rng: Rng) -> None:
-    logits, *rest = smoothing_inputs(rng)
+    args = smoothing_inputs(rng)
     cotangent = torch.tensor(1.0, dtype=torch.float64)
-    pulled: Pullback = student.vjp(logits, *rest, cotangent=cotangent, wrt=(0,))
-    right = pulled_by_autograd(lambda x: right_smoothing(x, *rest), (logits,), cotangent)
+    pulled: Pullback = student.vjp(*args, cotangent=cotangent, wrt=(0,))
+    right = pulled_by_autograd(lambda x: right_smoothing(x, *args[1:]), args[:1], cotangent)
     expect(pulled.inputs[0], "the gradient of the logits").close_to(right[0])
 
 
