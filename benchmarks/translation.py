@@ -251,10 +251,11 @@ def gettext_examples() -> dict[str, Any]:
         max(memory, key=lambda row: len(asked & row[0]) / len(asked | row[0]))[1]
         for asked in (trigrams(source) for source, _ in pairs)
     ]
-    greedy, beam = answers(loaded, pairs), answers(loaded, pairs, BEAM_SIZE)
+    greedy = answers(loaded, pairs)
     own = [CHRF().sentence_score(o, [r]).score for o, r in zip(greedy, references, strict=True)]
     order = sorted(range(len(pairs)), key=lambda i: -own[i])
     picked = [order[round(k * (len(order) - 1) / 11)] for k in range(12)]
+    beam = answers(loaded, [pairs[i] for i in picked], BEAM_SIZE)
     return {
         "translation_memory": score(nearest, references),
         "examples": [
@@ -262,11 +263,11 @@ def gettext_examples() -> dict[str, Any]:
                 "source": pairs[i][0],
                 "reference": pairs[i][1],
                 "greedy": greedy[i],
-                "beam": beam[i],
+                "beam": own_beam,
                 "nearest": nearest[i],
                 "chrf": round(own[i], 1),
             }
-            for i in picked
+            for i, own_beam in zip(picked, beam, strict=True)
         ],
     }
 
