@@ -704,6 +704,12 @@ RECORD = json.loads(
 )
 
 
+def test_every_model_of_the_chapters_is_stored() -> None:
+    kinds = ("seq2seq", "seq2seq-plain", "transformer")
+    expected = {f"{task}-{kind}" for task in ("numbers", "dates") for kind in kinds}
+    assert RECORD["models"].keys() == expected | {"gettext-transformer"}
+
+
 @pytest.mark.parametrize("name", RECORD["models"])
 def test_a_stored_model_scores_what_is_recorded(root: Path, name: str) -> None:
     data = root / "book" / "_data"
