@@ -378,3 +378,11 @@ def test_misconception_must_point_at_a_declared_section():
 def test_two_cases_of_one_name_are_refused():
     with pytest.raises(ValueError, match="already has a case"):
         scaled().case("multiplies by three")(lambda student, rng: None)
+
+
+def test_likeness_does_not_mind_the_order_of_a_dictionary() -> None:
+    table = {(1, 2): 3, (0, 9): torch.ones(2)}
+    turned = dict(reversed(table.items()))
+    assert same([table, (table,)], [turned, (turned,)])
+    assert not same(table, turned | {(1, 2): 4})
+    assert not same([1, 2], [2, 1])

@@ -30,6 +30,7 @@ from course.site.elements import colab_url, kill_table_html, notebook_facts
 from course.site.execution import execution_key
 from course.site.mathml import to_mathml
 from course.site.reference import to_rst
+from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 
 PAGE_BUDGET = 350 * 1024  # bytes, gzipped, with everything the page loads
 HEADER = """---
@@ -742,6 +743,41 @@ def test_explorer_of_reach_reads_the_gradient(root: Path, tmp_path: Path, browse
     position.send_keys(Keys.ARROW_LEFT)
     assert "last 2 characters." in texts(browser, ".reading")[1]
     assert len(browser.find_elements("css selector", ".unread")) == 2  # c, for both models
+
+
+@pytest.mark.slow
+def test_explorer_of_tokens_cuts_as_the_package_does(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    merges = train_bpe("low low lower lowest slow " * 3 + "we were here " * 2, 256 + 20)
+    tokenizer = BPETokenizer(merges)
+    data = {"merges": tokenizer.to_json()["merges"], "text": "low"}
+    explore(browser, root, tmp_path, "tokens", data)
+    text = browser.find_element("css selector", "textarea")
+
+    def shown(written: str) -> list[str]:
+        text.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE, written)
+        return [
+            e.get_attribute("title") for e in browser.find_elements("css selector", ".tokens *")
+        ]
+
+    for written in ("low", "lowest of the lower, we'll  slow 123!", "é中", "were\nlower"):
+        assert shown(written) == [f"id {i}" for i in tokenizer.encode(written)], written
+    assert shown("") == []
+    shown("lowé")
+    slider = browser.find_element("css selector", "input[type=range]")
+    slider.send_keys(Keys.HOME)  # no merge: bytes, those of é in hexadecimal
+    assert texts(browser, ".tokens *") == ["l", "o", "w", "C3", "A9"]
+    back, forth = browser.find_elements("css selector", "button")
+    assert back.get_attribute("disabled")
+    forth.send_keys(Keys.ENTER)  # the first merge that acts on this text
+    first = next(left + right for left, right in merges if left + right in (b"ow", b"lo"))
+    assert first.decode() in texts(browser, ".tokens *")
+    assert "4 characters, 5 bytes, 4 tokens" in texts(browser, ".reading")[0]
+    back.send_keys(Keys.ENTER)
+    assert len(texts(browser, ".tokens *")) == 5
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ ASSIGNMENT = Assignment(
         "encoding": "Encoding and decoding",
         "byte-order": "GPT-2's order of bytes",
     },
-    modules=("data", "metrics", "ngram", "rnn", "lstm", "attention", "positions", "multi_head"),
+    modules=("data", "metrics", "ngram", "rnn", "lstm"),
 )
 
 Pair = tuple[int, int]
