@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import random
 import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
@@ -270,3 +273,44 @@ def test_the_command_trains_on_the_training_part_and_saves(tmp_path: Path) -> No
     assert CliRunner().invoke(main, [*command[:-1], str(tmp_path / "no/where")]).exit_code == 0
     refused = CliRunner().invoke(main, [*command, *["--special", "<a>"] * 15])
     assert refused.exit_code == 1 and "at least 271" in refused.output
+
+
+def load_script(root: Path, name: str) -> Any:
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, root / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_compares_equal_work(root: Path) -> None:
+    script = load_script(root, "tokenizer")
+    text = load_text()[:20_000]
+    result = script.measure(rounds=2, vocab_size=300, training_text=text, text=text)
+    assert result["merges"] == 44
+    assert result["encoding_tokens"] == len(load_gpt2().encode(text))
+    for part in ("training", "encoding"):
+        assert result[part]["ours"]["ratio"] == 1
+        assert all(
+            row["ratio_least"] <= row["ratio"] <= row["ratio_most"] for row in result[part].values()
+        )
+    stored = json.loads((root / "book/_data/tokenizer_benchmark.json").read_text("utf-8"))
+    assert stored.keys() == result.keys()
+
+
+def test_the_study_of_vocabularies_judges_all_on_one_text(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script(root, "vocabulary")
+    monkeypatch.setattr(script, "load_text", lambda: load_text()[:20_000])
+    rows = script.measure((0, 40), flops=2e9, rates=(8e-3,), seeds=1)
+    assert [row["merges"] for row in rows] == [0, 40]
+    assert rows[0]["characters_per_token"] == 1 < rows[1]["characters_per_token"]
+    assert rows[1]["lstm"]["tokens"] < rows[0]["lstm"]["tokens"] <= rows[0]["lstm"]["characters"]
+    for row in rows:
+        for kind in ("ngram", "lstm"):
+            per_character = row[kind]["nats_per_token"] / row["characters_per_token"]
+            assert row[kind]["bits_per_character"] == pytest.approx(per_character / math.log(2))
+    stored = json.loads((root / "book/_data/vocabulary.json").read_text("utf-8"))
+    assert [row.keys() for row in stored["rows"][:2]] == [row.keys() for row in rows]
