@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from autograder.checks.transformer import (
     ASSIGNMENT,
@@ -106,27 +105,24 @@ def _(student: Handle, rng: Rng) -> None:
     hint="Trained on 20 pairs with Adam, the model must learn them by heart.",
 )
 def _(student: Handle, rng: Rng) -> None:
-    module = student.hold(7, 9, 16, 2, 32, 1, 6, 0)
-    source, target = rng.integers(1, 7, 20, 5), rng.integers(1, 9, 20, 5)
-    target_in = torch.cat([torch.ones(20, 1, dtype=torch.int64), target[:, :-1]], dim=1)
+    module = student.hold(9, 9, 16, 2, 32, 1, 4, 0)
+    source, target = rng.integers(1, 9, 20, 4), rng.integers(1, 9, 20, 1)
+    start = torch.ones_like(target)  # one word to write, so that the source alone can tell it
     weights = {name: torch.nn.Parameter(w) for name, w in module.train().parameters().items()}
-    optimizer = torch.optim.Adam(weights.values(), lr=0.02)
-
-    def losses(logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
-
-    logits = module(source, target_in).requires_grad_()
-    for _ in range(60):
+    optimizer = torch.optim.Adam(weights.values(), lr=0.02, betas=(0.9, 0.98))
+    logits = module(source, start).requires_grad_()
+    for _ in range(40):
         # The logits' gradient is taken here, and pulled back through the student's model there.
-        (cotangent,) = torch.autograd.grad(losses(logits), logits)
-        pulled = module.vjp(source, target_in, cotangent=cotangent)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        (cotangent,) = torch.autograd.grad(loss, logits)
+        pulled = module.vjp(source, start, cotangent=cotangent)
         for name, weight in weights.items():
             weight.grad = pulled.parameters[name]
         optimizer.step()
         module.load({name: weight.detach() for name, weight in weights.items()})
-        logits = module(source, target_in).requires_grad_()
+        logits = module(source, start).requires_grad_()
     right = (logits.argmax(-1) == target).double().mean().item()
-    expect(right, "the share of words learned").holds(right > 0.9, f"only {right:.2f}.")
+    expect(right, "the share of pairs learned").holds(right > 0.8, f"only {right:.2f}.")
 
 
 @label_smoothed_cross_entropy.hidden(
