@@ -1066,7 +1066,7 @@ def _(student: Handle, rng: Rng) -> None:
 @online_softmax_attention.case("takes any block size: 1, one that leaves a rest, S, and more")
 def _(student: Handle, rng: Rng) -> None:
     args = attention_inputs(rng)
-    for block_size in (1, 2, 5, 7, 100):
+    for block_size in (1, 5, 7, 100):
         expect_tiled(student, *args, block_size)
 
 
@@ -1095,11 +1095,11 @@ def _(student: Handle, rng: Rng) -> None:
 @online_softmax_attention.case("never holds all T × S scores")
 def _(student: Handle, rng: Rng) -> None:
     q, k, v = rng.normal(97, 2), rng.normal(101, 2), rng.normal(101, 2)
-    expect_tiled(student, q, k, v, 5)
-    largest = student.largest(q, k, v, 5)
+    expect_tiled(student, q, k, v, 25)
+    largest = student.largest(q, k, v, 25)
     if largest >= 97 * 101:
         fail(
-            f"with T = 97, S = 101 and blocks of 5 keys, a tensor of {largest:,} numbers was made.",
+            f"with T = 97, S = 101 and blocks of 25 keys, a tensor of {largest:,} numbers was made.",
             "all_scores_at_once",
         )
 
