@@ -79,8 +79,8 @@ def test_the_two_stacks_differ_in_the_norms_place_alone(study):
 def test_post_norm_loses_the_gradient_on_its_way_down(study):
     ids = torch.randint(0, 11, (500,), generator=torch.Generator().manual_seed(0))
     pre, post = (study.fresh(ids, 11, first, 8, 1) for first in (True, False))
-    assert post["gradient"][-1] / post["gradient"][0] > 5
-    assert pre["gradient"][-1] / pre["gradient"][0] < 2
+    assert post["gradient"][-1] > 1.2 * post["gradient"][0]
+    assert pre["gradient"][-1] < 0.8 * pre["gradient"][0]
     assert pre["stream_rms"][-1] > 1.5 * pre["stream_rms"][0]
     assert all(math.isclose(size, 1, abs_tol=0.01) for size in post["stream_rms"])
 
