@@ -302,7 +302,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--places-steps", type=int, default=500)
     parser.add_argument("--text-steps", type=int, default=800)
     parser.add_argument("--out", type=Path, default=OUT)
