@@ -16,9 +16,9 @@ from sphinx.environment import BuildEnvironment
 from course.fingerprint import hash_files
 
 INPUTS = {
-    "rnn2gpt": ("*.py",),
+    "rnn2gpt": ("*.py", "*-requirements.txt"),
     "book": ("figures.py", "_static/course.mplstyle", "_data/**/*"),
-    ".": ("data-requirements.txt", "constraints.txt"),
+    ".": ("constraints.txt",),
 }
 KEPT = 4  # keys whose runs are kept: going back to an earlier state then costs nothing
 UNREAD = {"kill_table.json"}  # shown by a directive, read by no page's code
