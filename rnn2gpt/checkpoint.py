@@ -71,7 +71,7 @@ MODELS: dict[str, Architecture] = {
     "rnn": Architecture(
         config=CharRNNConfig,
         build=lambda config: CharRNN(config.vocab_size, config.d_model),
-        learning_rate=8e-3,
+        learning_rate=4e-3,
         recurrent=True,
     ),
     "lstm": Architecture(
@@ -85,7 +85,7 @@ MODELS: dict[str, Architecture] = {
     "lstm-attention": Architecture(
         config=CharLSTMAttentionConfig,
         build=lambda config: CharLSTMAttention(config.vocab_size, config.d_model, config.window),
-        learning_rate=8e-3,
+        learning_rate=1.6e-2,
         recurrent=True,
     ),
     "self-attention": Architecture(
