@@ -375,7 +375,11 @@ if ready(*checks.ASSIGNMENT.exercises):
         for n in range(4, 9):
             some = [answer for answer, length in zip(right, sizes, strict=True) if length == n]
             shares += f"  {n}: {sum(some) / len(some):4.0%}"
-        print(f"{name:>14}: {sum(right) / len(right):4.0%} right; by words  {shares}")
+        print(f"{name:>14}: {sum(right) / len(right):4.0%} right; by words{shares}")
+    source, lengths, _ = pad_pairs(short["test"][:6])
+    rows = models["with attention"].greedy_decode(source, lengths, 24, BOS, EOS)
+    for (ids, _), row in zip(short["test"], rows, strict=False):
+        print(f"{tokenizer.source.decode(ids)} → {tokenizer.target.decode(row)}")
 
 # %% [markdown]
 # And where does it look? One row for each numeral that your model writes, one column for each word
