@@ -26,7 +26,7 @@ ASSIGNMENT = Assignment(
         "why-the-square-root": "Why the square root",
         "masks": "Masks",
         "self-attention": "Self-attention",
-        "cost": "What it costs",
+        "attention-cost": "What it costs",
         "online-softmax": "Softmax in one pass",
     },
     minutes=90,
