@@ -1099,7 +1099,7 @@ def _(student: Handle, rng: Rng) -> None:
     largest = student.largest(q, k, v, 25)
     if largest >= 97 * 101:
         fail(
-            f"with T = 97, S = 101 and blocks of 25 keys, a tensor of {largest:,} numbers was made.",
+            f"T = 97, S = 101 and blocks of 25 keys: you made a tensor of {largest:,} numbers.",
             "all_scores_at_once",
         )
 

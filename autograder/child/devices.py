@@ -87,7 +87,7 @@ def run_on_fake_device(
     )
 
     device = fake_device()
-    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
 
         def move(value: Any) -> Any:
             if isinstance(value, torch.nn.Module):  # a peer: it stays there, good for no other call
