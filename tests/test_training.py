@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from course.cli import main
+from course.cli import LANGUAGE_MODELS, main
 from rnn2gpt import checkpoint
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
@@ -264,6 +264,12 @@ def test_seeds_differ_and_repeat() -> None:
     assert losses[0][0] != losses[2][0] and losses[0][1] != losses[2][1]
 
 
+def test_the_command_line_offers_every_model() -> None:
+    """The names stand in the command line once more, because its help must not wait for torch."""
+    languages = {name for name, one in MODELS.items() if one.tokenizer is CharTokenizer}
+    assert {"ngram", *languages} == set(LANGUAGE_MODELS)
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="choose one of rnn, lstm"):
         replace(CONFIG, model="transformer-xl")
@@ -375,10 +381,12 @@ def test_errors_name_the_file_the_problem_and_the_remedy(tmp_path: Path, text_fi
     assert done.exit_code == 1 and "empty" in done.output
 
 
-def test_data_command_verifies_both_texts() -> None:
+def test_data_command_verifies_texts_pairs_and_merges() -> None:
     done = invoke("data", "--json")
     assert done.exit_code == 0, done.output
     table = {row["name"]: row for row in json.loads(done.stdout)}
     assert table["nine-plays"]["characters"] == 1_131_995
     assert table["all-plays"]["characters"] == 4_782_357
-    assert "nine-plays" in invoke("data").output
+    assert table["gettext"]["pairs"] > 9_000 and table["gpt2"]["merges"] == 50_000
+    shown = invoke("data").output
+    assert all(name in shown for name in table)
