@@ -9,7 +9,8 @@
 # %% [markdown]
 # # 4 · Sequence to sequence with attention
 #
-# What it takes: about 90 minutes, 15 points. Read first: chapter 4 up to “Greedy decoding”.
+# What it takes: about 90 minutes, 15 points. Read first: chapter 4 up to and including
+# “Greedy decoding”.
 #
 # Why it is worth building: you write the first network of the course that looks back. By the end of
 # the notebook two models of yours turn English number words into Chinese numerals, one through a
@@ -314,7 +315,8 @@ class Seq2Seq(nn.Module):
         """The likeliest token again and again, each row until its own EOS, max_len tokens at most.
 
         Returns a list of B lists of ints, without BOS and EOS. Example: two rows whose likeliest
-        tokens are 7, 4, EOS, … and 5, EOS, … give [[7, 4], [5]].
+        tokens are 7, 4, EOS, … and 5, EOS, … give [[7, 4], [5]]. New tensors stand on the device of
+        `source`.
         """
         ### BEGIN SOLUTION
         memory, state = self.encode(source, lengths)

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 5 · Self-attention
 #
-# What it takes: about 90 minutes, 16 points. Read first: chapter 5 up to “Softmax in one pass”.
+# What it takes: about 90 minutes, 16 points. Read first: chapter 5 up to and including
+# “Softmax in one pass”.
 #
 # Why it is worth building: the four lines of `scaled_dot_product_attention` are the part of every
 # GPT that lets one token read another. At the end a model made of yours writes lines of a play, and

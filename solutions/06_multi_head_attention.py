@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 6 · Multi-head attention and positions
 #
-# What it takes: about 80 minutes, 15 points. Read first: chapter 6 up to “Rotary positions”.
+# What it takes: about 80 minutes, 15 points. Read first: chapter 6 up to and including
+# “A penalty on distance”.
 #
 # Why it is worth building: chapter 5's attention reads one mixture per token and does not know the
 # order of what it reads. Here you give it several heads and a sense of place. By the end a model of

@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 7 · The Transformer
 #
-# What it takes: about 110 minutes, 18 points. Read first: chapter 7 up to “Label smoothing”.
+# What it takes: about 110 minutes, 18 points. Read first: chapter 7 up to and including
+# “Label smoothing”.
 #
 # Why it is worth building: in chapter 6 you wrote attention with several heads, which mixes what
 # stands at different places and does nothing else. Here you put it to work. By the end of the
-# notebook a whole Transformer of yours, encoder and decoder, reads dates in many languages.
+# notebook a whole Transformer of yours, encoder and decoder, turns English number words into
+# Chinese numerals.
 
 # %% setup=true
 import torch
@@ -25,7 +27,8 @@ from rnn2gpt.positions import sinusoidal_positions
 # ## 7.1 `LayerNorm` (2 points, 10 minutes)
 #
 # Each position's D features are shifted to mean 0, scaled to variance 1, then given a weight and a
-# bias of their own. Read “LayerNorm” first.
+# bias of their own. Read “LayerNorm” first. Write the formula out: `layer_norm` and `nn.LayerNorm`
+# are not allowed here.
 #
 # $$\operatorname{LayerNorm}(x) = \text{weight} \odot
 # \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \text{bias}$$
@@ -306,8 +309,9 @@ checks.DecoderBlock.check(DecoderBlock, LayerNorm=LayerNorm, FeedForward=FeedFor
 #
 # The names of the parts are yours, and so are two choices: pre-norm or post-norm, and whether
 # positions are sinusoids (`sinusoidal_positions(max_len, d_model)`, (max_len, D)) or learned. Two
-# things are easy to miss: a pre-norm stack ends with a norm, and with sinusoids the embeddings are
-# multiplied by √D, or the waves drown the words.
+# things are easy to miss, and training shows them, not the check: a pre-norm stack ends with a
+# norm, and with sinusoids words and waves should be about equally large. `nn.Embedding` starts with
+# standard deviation 1, which is large enough; the paper starts at 1/√D and multiplies by √D.
 #
 # <!-- hints: Transformer -->
 
@@ -400,7 +404,8 @@ checks.Transformer.check(
 #
 # The loss that the paper trained with. Read “Label smoothing” first. The target of a position is
 # not 1 for the right class and 0 elsewhere, but $1 - \varepsilon + \varepsilon/V$ and
-# $\varepsilon/V$.
+# $\varepsilon/V$. Build it from tensor operations: `log_softmax` is allowed, `cross_entropy` and
+# `nll_loss` are not.
 #
 # <!-- hints: label_smoothed_cross_entropy -->
 

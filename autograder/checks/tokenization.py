@@ -416,7 +416,8 @@ train_bpe = ASSIGNMENT.exercise(
         " merge?",
         "Cut at the special tokens, cut each part with PATTERN, turn each chunk into its bytes,"
         " and keep one table of words and counts. Then repeat: count, choose, remember, apply to"
-        " every word. `regex.split` with a group keeps what it splits at.",
+        " every word. `regex.split` without a group drops what it splits at; without special tokens"
+        " there is nothing to split at.",
         "vocab_size − 256 − len(special_tokens) merges at most. The best pair is the largest by"
         " (count, (bytes of the left, bytes of the right)).",
     ),
