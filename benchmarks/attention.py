@@ -19,6 +19,7 @@ and the kernels' scratch. What the process holds beside that is not in it.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -107,6 +108,7 @@ def peak_bytes(way: Attention, qkv: list[Tensor]) -> int:
         torch.cuda.reset_peak_memory_stats()
         call(way, qkv)
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # what is given back during the call would count against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call(way, qkv)
     live = peak = 0
