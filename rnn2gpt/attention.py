@@ -66,8 +66,8 @@ def padding_mask(lengths: Int64[Tensor, " B"], max_len: int) -> Bool[Tensor, "B 
     >>> padding_mask(torch.tensor([1, 3]), 3).int().tolist()
     [[[[1, 0, 0]]], [[[1, 1, 1]]]]
     """
-    positions = torch.arange(max_len, device=lengths.device)  # (S,)
-    return (positions < lengths[:, None])[:, None, None]  # (B, S) → (B, 1, 1, S)
+    real = torch.arange(max_len, device=lengths.device) < lengths[:, None]  # (B, S)
+    return real[:, None, None]  # → (B, 1, 1, S)
 
 
 class SelfAttention(nn.Module):
@@ -75,9 +75,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, d_model: int, d_k: int, d_v: int) -> None:
         super().__init__()
-        self.W_q = nn.Linear(d_model, d_k, bias=False)
-        self.W_k = nn.Linear(d_model, d_k, bias=False)
-        self.W_v = nn.Linear(d_model, d_v, bias=False)
+        self.W_q = nn.Linear(d_model, d_k, bias=False)  # (B, T, D) → (B, T, d_k)
+        self.W_k = nn.Linear(d_model, d_k, bias=False)  # (B, T, D) → (B, T, d_k)
+        self.W_v = nn.Linear(d_model, d_v, bias=False)  # (B, T, D) → (B, T, d_v)
 
     def forward(
         self,

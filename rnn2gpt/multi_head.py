@@ -28,8 +28,7 @@ def split_heads(x: Float[Tensor, "B T D"], n_heads: int) -> Float[Tensor, "B H T
 
 def merge_heads(x: Float[Tensor, "B H T D/H"]) -> Float[Tensor, "B T D"]:
     """The inverse of `split_heads`: the heads' outputs side by side."""
-    batch, n_heads, t, d_head = x.shape
-    return x.transpose(1, 2).reshape(batch, t, n_heads * d_head)  # (B, T, H, D/H) → (B, T, D)
+    return x.transpose(1, 2).flatten(2)  # (B, T, H, D/H) → (B, T, D)
 
 
 class MultiHeadAttention(nn.Module):

@@ -87,9 +87,9 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:
         super().__init__()
-        self.W_q = nn.Linear(d_query, d_hidden, bias=False)
-        self.W_k = nn.Linear(d_key, d_hidden, bias=False)
-        self.v = nn.Linear(d_hidden, 1, bias=False)
+        self.W_q = nn.Linear(d_query, d_hidden, bias=False)  # (B, T, Q) → (B, T, H)
+        self.W_k = nn.Linear(d_key, d_hidden, bias=False)  # (B, S, K) → (B, S, H)
+        self.v = nn.Linear(d_hidden, 1, bias=False)  # (B, T, S, H) → (B, T, S, 1)
 
     def forward(
         self,

@@ -262,7 +262,7 @@ class BPETokenizer:
         Example: without merges, decode([228, 189, 160]) is "你" and decode([228, 97]) "\\ufffda".
         """
         ### BEGIN SOLUTION
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return str(self.decode_bytes(ids), "utf-8", errors="replace")
         ### END SOLUTION
 
 

@@ -905,8 +905,8 @@ def _interleave(even: Tensor, odd: Tensor, d_model: int) -> Tensor:
 
 @sinusoidal_positions.misconception(
     did="All your sines come first and all cosines after them; they should alternate.",
-    causes="A model trained with the paper's order finds every wave in another channel. (Some"
-    " libraries do it your way; the numbers are then the same, their places not.)",
+    causes="A model trained with the paper's order finds every wave in another channel. Some"
+    " libraries do it your way; the numbers are then the same, their places not.",
     see="sinusoids",
 )
 def sines_then_cosines(max_len: int, d_model: int) -> Tensor:
