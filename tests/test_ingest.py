@@ -195,7 +195,7 @@ def quine(depth: int) -> bytes:
 TRAPS = {
     "link": (linking(BOOK, "/etc/passwd"), "link"),
     "path": (zipped({f"../../{BOOK}": SOLVED}), "leads out"),
-    "absolute path": (zipped({f"/root/{BOOK}": SOLVED}), "leads out"),
+    "absolute path": (zipped({f"/home/{BOOK}": SOLVED}), "leads out"),
     "Windows path": (zipped({f"..\\..\\{BOOK}": SOLVED}), "leads out"),
     "bomb": (zipped({BOOK: bytes(50_000_000)}), "packed too tightly"),
     "bomb in a bomb": (zipped({"x.zip": zipped({BOOK: bytes(50_000_000)})}), "packed too tightly"),
