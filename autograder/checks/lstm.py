@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autograder.child.protocol import Seed
 from autograder.engine.exercise import Assignment, Rng
-from autograder.engine.expect import expect, fail
+from autograder.engine.expect import expect, fail, pulled_by_autograd
 from autograder.engine.guards import DEVICE, DEVICE_TITLE, MUTATES, MUTATION_TITLE, guard
 from autograder.engine.handle import Handle, Pullback, StudentError
 
@@ -33,16 +33,6 @@ ASSIGNMENT = Assignment(
 
 State = tuple[Tensor, Tensor]
 FUSED_CELLS = ("lstm_cell", "gru_cell", "LSTMCell", "GRUCell", "LSTM", "GRU")
-
-
-def pulled_by_autograd(
-    function: Callable[..., Any], args: tuple[Any, ...], cotangent: Any
-) -> tuple[Any, ...]:
-    """Gradients of <cotangent, function(*args)> for every argument, by autograd."""
-    args = tree_map(lambda leaf: leaf.detach().requires_grad_(), args)
-    outputs = tree_leaves(function(*args))
-    found = iter(torch.autograd.grad(outputs, tree_leaves(args), tree_leaves(cotangent)))
-    return tuple(tree_map(lambda _: next(found), args))
 
 
 # --- lstm_cell ----------------------------------------------------------------------------------

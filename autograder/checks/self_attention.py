@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autograder.checks.lstm import pulled_by_autograd
 from autograder.child.devices import fake_device
 from autograder.engine.exercise import Assignment, Exercise, Rng
-from autograder.engine.expect import expect, fail
+from autograder.engine.expect import expect, fail, pulled_by_autograd
 from autograder.engine.guards import DEVICE, guard
 from autograder.engine.handle import Handle, Pullback, StudentError
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autograder.engine.exercise import Assignment, Exercise, Rng
-from autograder.engine.expect import expect, fail
+from autograder.engine.expect import expect, fail, pulled_by_autograd
 from autograder.engine.guards import guard
 from autograder.engine.handle import Handle, Pullback
 from rnn2gpt.attention import causal_mask
@@ -62,12 +62,6 @@ def loaded(
     weights = rng.like(shapes)
     module.load(weights)
     return weights
-
-
-def pulled_by_autograd(function: Callable[..., Tensor], args: Any, cotangent: Tensor) -> Any:
-    """Gradients of <cotangent, function(*args)> for every argument, by autograd."""
-    args = tuple(arg.detach().requires_grad_() for arg in args)
-    return torch.autograd.grad(function(*args), args, cotangent)
 
 
 # --- LayerNorm ----------------------------------------------------------------------------------

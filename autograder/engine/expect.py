@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from autograder.child.protocol import Items, Parameter
 
@@ -192,3 +193,13 @@ def _plain(leaf: Any) -> Any:
     if isinstance(leaf, Items):
         return tree_map(_plain, list(leaf.items))
     return leaf.item() if isinstance(leaf, torch.Tensor) and leaf.ndim == 0 else leaf
+
+
+def pulled_by_autograd(
+    function: Callable[..., Any], args: tuple[Any, ...], cotangent: Any
+) -> tuple[Any, ...]:
+    """Gradients of <cotangent, function(*args)> for every argument, by autograd."""
+    args = tree_map(lambda leaf: leaf.detach().requires_grad_(), args)
+    outputs = tree_leaves(function(*args))
+    found = iter(torch.autograd.grad(outputs, tree_leaves(args), tree_leaves(cotangent)))
+    return tuple(tree_map(lambda _: next(found), args))
