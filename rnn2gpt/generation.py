@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from rnn2gpt.kv_cache import KVCache
 
 
 def filter_logits(
@@ -53,6 +56,67 @@ def sample(
     # Drawn on the CPU, where the generator lives, so that a seed means one text anywhere.
     drawn = torch.multinomial(p.float().cpu(), 1, generator=generator)  # (B, 1)
     return drawn[:, 0].to(logits.device)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    ids: Int64[Tensor, "B T"],
+    n_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+    on_token: Callable[[Int64[Tensor, "B 1"]], None] = lambda token: None,
+) -> Int64[Tensor, "B T+n_tokens"]:
+    """Continue each row of `ids` with a GPT; the prompt is part of what is returned.
+
+    The prompt is read at once and each new token once, its keys and values kept. The text may
+    outgrow the model's window: when that is full, its last half is read again, from position 0 on,
+    and what stood before is forgotten. Without `use_cache` the window is read anew for every token,
+    which gives the same logits. Put the model in `eval()` first, or its dropout stays on.
+    Raises `ValueError` when the prompt is empty.
+    """
+    (batch, prompt), window = ids.shape, model.block_size
+    if prompt == 0:
+        raise ValueError("The prompt is empty: give at least one token to start from")
+    text = torch.cat([ids, ids.new_empty(batch, n_tokens)], dim=1)
+    cache = KVCache.for_model(model, batch) if use_cache else None
+    start = max(0, prompt - window)  # where the model's window begins in the text
+    for at in range(prompt, prompt + n_tokens):
+        if at - start > window:
+            start = at - max(1, window // 2)
+            if cache is not None:
+                cache.length = 0
+        read = 0 if cache is None else cache.length
+        logits, _ = model(text[:, start + read : at], cache=cache)
+        text[:, at] = sample(logits[:, -1], temperature, top_k, top_p, generator)
+        on_token(text[:, at : at + 1])
+    return text
+
+
+def next_scores(
+    model: Any, prompt: Int64[Tensor, " T"]
+) -> Callable[[list[list[int]]], Float[Tensor, "n V"]]:
+    """`score_next` of a GPT for `beam_search`, where `bos_id` is the last token of the prompt.
+
+    One cache serves all beams: those of each call go on from rows of the call before.
+    """
+    cache, rows = KVCache.for_model(model, 1), dict[tuple[int, ...], int]()
+
+    @torch.no_grad()
+    def score_next(sequences: list[list[int]]) -> Tensor:
+        nonlocal rows
+        if rows:
+            cache.select([rows[tuple(ids[:-1])] for ids in sequences])
+        elif len(prompt) > 1:
+            model(prompt[None, :-1], cache=cache)
+        rows = {tuple(ids): row for row, ids in enumerate(sequences)}
+        last = torch.tensor(sequences, device=prompt.device)[:, -1:]  # (n, 1)
+        return model(last, cache=cache)[0][:, -1].log_softmax(dim=-1)
+
+    return score_next
 
 
 def beam_search(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,3 +45,19 @@ class KVCache:
         if layer == self.n_layers - 1:
             self.length = end
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    @classmethod
+    def for_model(cls, model: Any, batch_size: int) -> KVCache:
+        """An empty cache for a whole window of a GPT, in its dtype and on its device."""
+        c, weight = model.config, next(model.parameters())
+        sizes = c.n_layers, batch_size, c.n_heads, c.block_size, c.d_model // c.n_heads
+        return cls(*sizes, dtype=weight.dtype, device=weight.device)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order and as often as they are named: beams that live."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+    @property
+    def nbytes(self) -> int:
+        """What the room takes, filled or not: 2 · n_layers · B · H · max_len · d_head numbers."""
+        return self.keys.nbytes + self.values.nbytes
