@@ -16,3 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def root() -> Path:
     """The checkout's top folder."""
     return Path(__file__).resolve().parent.parent
+
+
+pytest_plugins = ("pages",)  # the site and the browser

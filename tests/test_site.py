@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import functools
 import gzip
-import http.server
 import importlib.util
 import json
-import os
 import re
 import shutil
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,6 +17,7 @@ from bs4 import BeautifulSoup
 from click.testing import CliRunner
 from fontTools.ttLib import TTFont
 from math_core import LatexError
+from pages import Site, view, wait
 
 from course.build import BuildError, build_site, stamp
 from course.site.assets import icon_codepoints, icon_names, math_codepoints
@@ -399,28 +394,6 @@ $\\nosuchcommand$
 # ----------------------------------------------------------------------------------- the real site
 
 
-class Site:
-    """The built book behind a server on the loopback address."""
-
-    def __init__(self, html: Path, address: str) -> None:
-        self.html, self.address = html, address
-        self.pages = sorted(path.relative_to(html).as_posix() for path in html.rglob("*.html"))
-
-
-@pytest.fixture(scope="session")
-def site(root: Path) -> Iterator[Site]:
-    html = Path(build_site(root).path)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None: ...
-
-    handler = functools.partial(Quiet, directory=str(html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Site(html, f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-
-
 LOADS = {  # what a browser fetches without being asked; links to click are none of these
     "script": "src",
     "img": "src",
@@ -521,6 +494,15 @@ def test_every_local_link_leads_somewhere(site: Site) -> None:
 
 
 @pytest.mark.slow
+def test_chapters_and_only_chapters_say_how_long_they_take(site: Site) -> None:
+    for name in site.pages:
+        soup = BeautifulSoup((site.html / name).read_text("utf-8"), "html.parser")
+        said = [p.get_text() for p in soup.select("h1 + .reading-time")]
+        assert len(said) == bool(re.match(r"\d\d_", name)), name
+        assert all(re.fullmatch(r"About \d?[05] minutes to read", text) for text in said), name
+
+
+@pytest.mark.slow
 def test_every_page_weighs_little(site: Site) -> None:
     @functools.cache
     def weight(path: Path) -> int:
@@ -586,55 +568,6 @@ def test_a_second_build_does_nothing(site: Site, root: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
-    chromedriver = shutil.which("chromedriver")
-    if not (binary and chromedriver):
-        missing = "chromium and chromedriver are not installed"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but our server
-            f"--user-data-dir={profile}",
-        ):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        service = selenium.chrome.service.Service(chromedriver)
-        driver = selenium.Chrome(options=options, service=service)
-        yield driver
-        driver.quit()
-
-
-def view(browser: Any, width: int, scheme: str = "light") -> None:
-    """Set the screen: `width` pixels wide, in light or dark mode."""
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def wait(browser: Any, script: str, seconds: float = 10.0) -> Any:
-    """The first true value of `script`, asked for again until the time is up."""
-    end = time.monotonic() + seconds
-    while not (value := browser.execute_script(f"return {script}")):
-        assert time.monotonic() < end, f"waited in vain for {script}"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.mark.slow
@@ -938,6 +871,10 @@ def test_questions_answer_to_the_keyboard(site: Site, browser: Any) -> None:
         assert opened[:2] == [False, True]
         verdict = browser.execute_script("return document.querySelector('.verdict').textContent")
         assert verdict.startswith(("Right.", "Not so."))
+        browser.refresh()  # the answer is kept in this browser
+        chosen = "document.querySelector('.question .chosen details[open]')"
+        assert wait(browser, f"{chosen}?.textContent").strip().endswith(verdict)
+        browser.execute_script("localStorage.clear()")
 
 
 @pytest.mark.slow

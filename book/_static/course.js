@@ -15,6 +15,24 @@ function explorer(name, draw) {
   });
 }
 
+// Answers stay in this browser, for a reader who comes back; nothing is sent. A browser may refuse
+// to keep anything: then they last as long as the page.
+function keep(group, text) {
+  try {
+    localStorage.setItem(`answer ${group}`, text);
+  } catch {}
+}
+
+function kept(group) {
+  try {
+    return localStorage.getItem(`answer ${group}`);
+  } catch {
+    return null;
+  }
+}
+
+const textOf = (input) => input.closest("label").textContent.trim();
+
 function answer(question, input) {
   const chosen = input.closest(".choice");
   for (const choice of question.querySelectorAll(".choice")) {
@@ -24,18 +42,36 @@ function answer(question, input) {
   }
   const right = chosen.dataset.right === "true";
   question.classList.toggle("answered-right", right);
-  const explanation = chosen.querySelector("details > div").textContent.trim();
-  question.querySelector(".verdict").textContent = explanation;
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   for (const question of document.querySelectorAll(".question")) {
     question.classList.add("live");
-    question.addEventListener("change", (event) => {
-      if (event.target.matches("input[type=radio]")) answer(question, event.target);
+    question.addEventListener("change", ({ target }) => {
+      if (!target.matches("input[type=radio]")) return;
+      answer(question, target);
+      const explanation = question.querySelector(".chosen details > div").textContent.trim();
+      question.querySelector(".verdict").textContent = explanation; // read out by a screen reader
+      keep(target.name, textOf(target));
     });
+    for (const input of question.querySelectorAll("input[type=radio]")) {
+      if (textOf(input) !== kept(input.name)) continue; // a question may have been written anew
+      input.checked = true;
+      answer(question, input);
+    }
   }
 });
+
+// A box that scrolls can be scrolled with the keyboard only if it can be reached with it.
+const SCROLLERS = "article .equation-body, article pre, article .pst-scrollable-table-container";
+function reachScrollers() {
+  for (const box of document.querySelectorAll(SCROLLERS)) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+window.addEventListener("load", reachScrollers);
+window.addEventListener("resize", reachScrollers);
 
 // Paper is white and has no fold to click: print in light mode with everything unfolded.
 let folded = [];

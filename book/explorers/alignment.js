@@ -33,7 +33,7 @@ explorer("alignment", (root, data) => {
     const weights = item.weights[t];
     [...source.querySelectorAll("span")].forEach((span, s) => {
       const strength = Math.sqrt(weights[s]); // small weights stay visible
-      span.style.background = `color-mix(in srgb, var(--figure-blue) ${(70 * strength).toFixed(0)}%, transparent)`;
+      span.style.background = `color-mix(in srgb, var(--figure-blue) ${(50 * strength).toFixed(0)}%, transparent)`;
       span.title = `${(100 * weights[s]).toFixed(0)} %`;
     });
     [...answer.children].forEach((button, i) => button.setAttribute("aria-pressed", i === t));

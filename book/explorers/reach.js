@@ -65,7 +65,7 @@ explorer("reach", (root, data) => {
       const panel = panels.children[i];
       [...panel.querySelector(".shaded").children].forEach((span, s) => {
         const strength = s <= t ? Math.sqrt(shares[s] / most) : 0;
-        span.style.background = `color-mix(in srgb, var(--figure-blue) ${(70 * strength).toFixed(0)}%, transparent)`;
+        span.style.background = `color-mix(in srgb, var(--figure-blue) ${(50 * strength).toFixed(0)}%, transparent)`;
         span.classList.toggle("unread", s > t);
         span.classList.toggle("now", s === t);
       });

@@ -1,8 +1,9 @@
 """The book's Sphinx extension: what Jupyter Book lacks for a self-contained course.
 
 `mathml` pre-renders mathematics, `elements` and `mistakes` add the directives that pages use,
-`execution` keys the cache of executed pages, `reference` reads our docstrings, `assets` removes and
-cuts down what a page loads. `_config.yml` lists this package as an extension.
+`reading` says how long a chapter takes, `execution` keys the cache of executed pages, `reference`
+reads our docstrings, `assets` removes and cuts down what a page loads.
+`_config.yml` lists this package as an extension.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from course.site import assets, elements, execution, mathml, mistakes, reference
+from course.site import assets, elements, execution, mathml, mistakes, reading, reference
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    for module in (mathml, elements, mistakes, execution, reference, assets):
+    for module in (mathml, elements, mistakes, reading, execution, reference, assets):
         module.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
