@@ -1,14 +1,16 @@
 """Turning gradients into updates: which weights decay, accumulation, compute (chapter 10).
 
-The exercise writes AdamW out; the package uses PyTorch's, which is the same step fused.
+The exercise writes AdamW out; the package uses PyTorch's, which is the same step fused, and adds
+Muon to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -57,3 +59,94 @@ def compute_optimal(flops: float, tokens_per_parameter: float = 20) -> tuple[flo
     """
     n_parameters = math.sqrt(flops / (6 * tokens_per_parameter))
     return n_parameters, tokens_per_parameter * n_parameters
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but groups with `muon=True` take orthogonal steps: Muon (Jordan et al. 2024).
+
+    Their matrices move by the momentum with all its singular values made about one, scaled to
+    entries of 0.2, which is about what AdamW's steps have (Liu et al. 2025): one learning rate
+    serves all groups. PyTorch's own Muon takes these steps in bfloat16, one matrix after another;
+    here all of one shape go together, in float32 on a CPU, where few have bfloat16. The gradients
+    of these matrices are spent by a step: they are None after it.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.95, **adamw: Any) -> None:
+        super().__init__(params, lr, **adamw)
+        self.momentum = momentum
+        for group in self.param_groups:
+            group.setdefault("muon", False)
+            if group["muon"] and any(p.dim() != 2 for p in group["params"]):
+                raise ValueError("Muon's groups hold matrices only: every other tensor takes AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every group; `closure`, if given, computes the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["muon"]:
+                self._orthogonal_step(group)
+        super().step()  # passes over parameters without a gradient
+        return loss
+
+    def _orthogonal_step(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                by_shape.setdefault(p.shape, []).append(p)
+        for shape, matrices in by_shape.items():
+            steps = orthogonalize(torch.stack([self._momentum(p) for p in matrices]))  # (N, R, C)
+            size = 0.2 * math.sqrt(max(shape))  # an orthogonal (R, C) has entries of 1/√max(R, C)
+            for p, step in zip(matrices, steps, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(step.to(p.dtype), alpha=-group["lr"] * size)
+                p.grad = None
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        """The gradient, carried on by the mean of those before it (Nesterov's form)."""
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:  # by the names that AdamW keeps its own under
+            state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(p)
+        state["step"] += 1
+        state["exp_avg"].lerp_(p.grad, 1 - self.momentum)
+        return p.grad.lerp(state["exp_avg"], self.momentum)
+
+
+def orthogonalize(matrices: Float[Tensor, "N R C"], steps: int = 5) -> Float[Tensor, "N R C"]:
+    """Each matrix with its singular values brought near one, its singular vectors kept.
+
+    The Newton–Schulz iteration of Jordan et al. 2024: X ← a X + (b A + c A²) X with A = X Xᵀ. Five
+    steps bring what is not tiny to between 0.7 and 1.2. bfloat16 on CUDA, float32 elsewhere.
+    """
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the products are (min(R, C), min(R, C))
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above one
+    for _ in range(steps):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """`parameter_groups` with the matrices between embedding and head in a group for `Muon`.
+
+    These are the weights of `nn.Linear`, except `model.head`'s and those tied to an embedding.
+    """
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    outside = {id(m.weight) for m in (*tables, getattr(model, "head", None)) if m is not None}
+    hidden = [
+        m.weight
+        for m in model.modules()
+        if isinstance(m, nn.Linear) and m.weight.requires_grad and id(m.weight) not in outside
+    ]
+    taken = {id(p) for p in hidden}
+    others = [
+        group | {"params": [p for p in group["params"] if id(p) not in taken], "muon": False}
+        for group in parameter_groups(model, weight_decay)
+    ]
+    return [{"params": hidden, "weight_decay": weight_decay, "muon": True}, *others]
