@@ -6,7 +6,9 @@ which lacks the instructor's rooms, still offers the verbs it can serve.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -32,7 +34,8 @@ class _Verbs(click.Group):
 
 
 # Named here, not read from the package: `rnn2gpt --help` must not wait for torch.
-LANGUAGE_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention"]
+LADDER_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention"]
+LANGUAGE_MODELS = [*LADDER_MODELS, "gpt"]
 TRANSLATION_MODELS = ["seq2seq", "seq2seq-plain", "transformer"]
 TASKS = ["numbers", "dates", "gettext"]
 
@@ -150,14 +153,24 @@ def data(as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run [runs/MODEL].")
 @click.option("--steps", type=click.IntRange(min=1), help="Budget in optimizer steps.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Budget in minutes.")
+@click.option(
+    "--tokenizer",
+    type=click.Choice(["char", "bpe"]),
+    help="What a token of text is: a character [char], or learned byte pairs.",
+)
+@click.option("--vocab-size", type=click.IntRange(min=256), help="With --tokenizer bpe [1024].")
 @click.option("--d-model", type=click.IntRange(min=1), help="Width of the network.")
+@click.option("--n-layers", type=click.IntRange(min=1), help="Layers of lstm [1] or gpt [4].")
+@click.option("--n-heads", type=click.IntRange(min=1), help="Attention heads of gpt [4].")
 @click.option("--order", default=6, show_default=True, help="Longest gram counted (ngram).")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[32 blocks of text or 64 pairs]")
-@click.option(
-    "--block-size", type=click.IntRange(min=1), help="Characters in a block of text [64]."
-)
+@click.option("--block-size", type=click.IntRange(min=1), help="Tokens in a block of text [64].")
 @click.option("--learning-rate", type=float, help="Peak rate [the model's own tuned one].")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="transformer [0.1].")
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="lstm, gpt [0], transformer [0.1].",
+)
 @click.option("--label-smoothing", type=click.FloatRange(0, 1), help="Translation [0].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -172,18 +185,23 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
     from rnn2gpt.checkpoint import CheckpointError
     from rnn2gpt.data import DataError
 
-    translates = options["model"] in TRANSLATION_MODELS
+    model = options["model"]
+    translates = model in TRANSLATION_MODELS
     if int(translates) != bool(options["task"]) + bool(options["pairs_file"]):
         models = ", ".join(TRANSLATION_MODELS)
         raise click.ClickException(
             f"The models {models} go with either --task or --pairs, and no other model does."
         )
-    out = out or Path("runs") / options["model"]
+    out = out or Path("runs") / model
     given = {name: value for name, value in options.items() if value is not None}
-    foreign = {"text_file", "block_size"} if translates else {"dropout", "label_smoothing"}
+    foreign = {"text_file", "block_size", "tokenizer"} if translates else {"label_smoothing"}
+    foreign |= set() if model in ("lstm", "gpt") else {"n_layers"}
+    foreign |= set() if model == "gpt" else {"n_heads"}
+    foreign |= set() if model in ("lstm", "gpt", "transformer") else {"dropout"}
+    foreign |= set() if options["tokenizer"] == "bpe" else {"vocab_size"}
     if unused := sorted(foreign & given.keys()):
         names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in unused)
-        raise click.ClickException(f"--model {options['model']} has no use for {names}.")
+        raise click.ClickException(f"--model {model} has no use for {names}.")
     try:
         if not options["resume"] and any(
             (out / n).exists() for n in ("config.json", "best", "last")
@@ -202,8 +220,10 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
         return
     nats = result["validation_nats"]
     if nats is not None:
-        unit = "token" if translates else "character"
-        click.echo(f"Validation loss: {nats:.4f} nats, {nats / math.log(2):.4f} bits per {unit}")
+        bits = result["bits_per_character"]
+        other = f"{nats / math.log(2):.4f} bits per token" if translates else ""
+        other = other or f"{bits:.4f} bits per character"
+        click.echo(f"Validation loss: {nats:.4f} nats per token, {other}")
     if result["interrupted"]:
         click.echo(f"Stopped at step {result['step']:,}. Go on with the same command and --resume.")
     click.echo(f"Kept in {out}. Try: rnn2gpt {'translate' if translates else 'generate'} {out}")
@@ -217,26 +237,33 @@ def _train(
     order: int,
     resume: bool,
     text_file: Path | None = None,
-    d_model: int | None = None,
+    tokenizer: str = "char",
+    vocab_size: int = 1024,
     **options: Any,
 ) -> dict[str, Any]:
+    import torch
+
     from rnn2gpt.checkpoint import MODELS
     from rnn2gpt.data import CharTokenizer, load_text, split
+    from rnn2gpt.tokenizer import BPETokenizer, train_bpe
     from rnn2gpt.training import Trainer, TrainingConfig, fit_ngram
 
     text = load_text(text_name, text_file=text_file)
-    tokenizer = CharTokenizer(text)
-    train_ids, validation_ids = split(tokenizer.encode(text))
+    parts = split(text)
+    learned = tokenizer == "bpe"
+    tokens = BPETokenizer(train_bpe(parts[0], vocab_size)) if learned else CharTokenizer(text)
+    train_ids, validation_ids = (torch.as_tensor(tokens.encode(part)) for part in parts)
     name = text_file.name if text_file else text_name
     if model == "ngram":
-        return fit_ngram(tokenizer, train_ids, validation_ids, order, out, text=name)
+        return fit_ngram(tokens, train_ids, validation_ids, order, out, text=name)
     architecture = MODELS[model]
+    names = {"d_model", "n_layers", "n_heads", "dropout"} & options.keys()
+    sizes = {**architecture.sizes, **{name: options.pop(name) for name in names}}
     config = TrainingConfig(model=model, **_training_options(model, **options))
-    sizes = {"vocab_size": tokenizer.vocab_size} | ({"d_model": d_model} if d_model else {})
     if not architecture.recurrent:
         sizes["block_size"] = config.block_size  # the window that it trains on is all it can read
-    model_config = architecture.config(**sizes)
-    trainer = Trainer(config, model_config, tokenizer, train_ids, validation_ids, out, text=name)
+    model_config = architecture.config(vocab_size=tokens.vocab_size, **sizes)
+    trainer = Trainer(config, model_config, tokens, train_ids, validation_ids, out, text=name)
     if resume:
         trainer.resume()
     return trainer.run(progress=True).to_json()
@@ -287,7 +314,13 @@ def _training_options(model: str, **options: Any) -> dict[str, Any]:
     default=0.8,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="0 always takes the likeliest character.",
+    help="0 always takes the likeliest token.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw from the k likeliest (gpt).")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Draw from the likeliest that reach this probability together (gpt).",
 )
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or mps.")
@@ -296,42 +329,59 @@ def generate(
     prompt: str | None,
     tokens: int,
     temperature: float,
+    top_k: int | None,
+    top_p: float | None,
     seed: int | None,
     device: str,
 ) -> None:
-    """Write text with the model in the folder CHECKPOINT, one character after another."""
+    """Write text with the model in the folder CHECKPOINT, token after token, as it comes."""
     import torch
 
+    from rnn2gpt import generation, lstm
     from rnn2gpt.checkpoint import CheckpointError, load_model
-    from rnn2gpt.lstm import generate as sample
     from rnn2gpt.training import pick_device
+    from rnn2gpt.translation import PairTokenizer
 
     try:
-        loaded = load_model(checkpoint)
-        tokenizer, where = loaded.tokenizer, pick_device(device)
-        if not hasattr(tokenizer, "characters"):
+        loaded, where = load_model(checkpoint), pick_device(device)
+        if isinstance(loaded.tokenizer, PairTokenizer):
             raise CheckpointError(
                 f"{checkpoint} holds a model that translates: try `rnn2gpt translate {checkpoint}`."
             )
+        if (top_k or top_p) and not loaded.cached:
+            raise ValueError(f"--top-k and --top-p are for a GPT, not for {loaded.info['model']}.")
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(where)
         if prompt is None:
-            prompt = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
-        ids = tokenizer.encode(prompt)[None].to(where)  # (1, T)
+            characters = getattr(loaded.tokenizer, "characters", "\n")
+            prompt = "\n" if "\n" in characters else characters[0]
+        ids = torch.as_tensor(loaded.tokenizer.encode(prompt))[None].to(where)  # (1, T)
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
         click.echo(prompt, nl=False)
-        sample(
-            loaded.stream,
-            ids,
-            tokens,
-            temperature,
-            generator,
-            on_token=lambda token: click.echo(tokenizer.decode(token[0]), nl=False),
-        )
+        text_of = _text_stream(loaded.tokenizer)
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "generator": generator,
+            "on_token": lambda token: click.echo(text_of(token.item()), nl=False),
+        }
+        if loaded.cached:
+            generation.generate(loaded.model, ids, tokens, top_k=top_k, top_p=top_p, **options)
+        else:
+            lstm.generate(loaded.stream, ids, tokens, **options)
     except (CheckpointError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo()
+
+
+def _text_stream(tokenizer: Any) -> Callable[[int], str]:
+    """The text of one id after another. A byte pair may end inside a character: it waits there."""
+    from rnn2gpt.tokenizer import BPETokenizer
+
+    if not isinstance(tokenizer, BPETokenizer):
+        return lambda token: tokenizer.decode([token])
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return lambda token: decoder.decode(tokenizer.decode_bytes([token]))
 
 
 @main.command()
@@ -471,7 +521,7 @@ def kill_table(as_json: bool) -> None:
 @main.command()
 @click.option("--quick", is_flag=True, help="A hundredth of the budget: shows that it all works.")
 @click.option(
-    "--models", default=",".join(LANGUAGE_MODELS), show_default=True, help="Which to measure."
+    "--models", default=",".join(LADDER_MODELS), show_default=True, help="Which to measure."
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1))
@@ -520,6 +570,11 @@ def ladder(
 @click.option("--seed-file", type=click.Path(path_type=Path), help="The class's secret.  [.seed]")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a table.")
 @click.option("--trust", is_flag=True, help="Run without a sandbox where there is none.")
+@click.option(
+    "--sandbox",
+    type=click.Choice(["bubblewrap-root", "bubblewrap", "docker", "podman"]),
+    help="What holds student code.  [the best that works]",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Worker processes.  [one a core]")
 @click.option("--no-cache", is_flag=True, help="Grade again what was graded before.")
 @click.option("--student", "students", multiple=True, help="Grade only this one again.")
@@ -527,6 +582,8 @@ def ladder(
 @click.option("--deadlines", type=click.Path(path_type=Path), help="TOML: due dates, penalties.")
 @click.option("--roster", type=click.Path(path_type=Path), help="An LMS's list to fill in.")
 @click.option("--site", help="The built book's address, for links in feedback.")
+@click.option("--scheduler", help="A Dask scheduler whose workers grade: tcp://host:8786.")
+@click.option("--db", help="The gradebook's PostgreSQL database: postgresql://user@host/name.")
 def grade(
     path: Path | None,
     sample: bool,
@@ -535,6 +592,7 @@ def grade(
     seed_file: Path | None,
     as_json: bool,
     trust: bool,
+    sandbox: str | None,
     jobs: int | None,
     no_cache: bool,
     students: tuple[str, ...],
@@ -542,6 +600,8 @@ def grade(
     deadlines: Path | None,
     roster: Path | None,
     site: str | None,
+    scheduler: str | None,
+    db: str | None,
 ) -> None:
     """Grade a notebook, a folder or zip of them, an LMS's download, or nbgrader's submitted/ tree.
 
@@ -573,6 +633,7 @@ def grade(
                     secret=read_seed(seed_file),
                     assignment=assignment,
                     trust=trust,
+                    sandbox=sandbox,
                     jobs=jobs or default_jobs(),
                     cache=None if no_cache else root / "build" / "grading",
                     students=frozenset(students),
@@ -580,6 +641,9 @@ def grade(
                     deadlines=deadlines,
                     roster=roster,
                     site=site,
+                    scheduler=scheduler,
+                    db=db,
+                    notice=functools.partial(click.echo, err=True),
                 )
                 rows = grade_all(path, plan, progress)
         except GradingError as error:
@@ -587,7 +651,7 @@ def grade(
     if as_json:
         click.echo(rows_as_json(rows))
     else:
-        _show_rows(rows, out)
+        _show_rows(rows, out, db)
 
 
 @contextlib.contextmanager
@@ -602,31 +666,111 @@ def _grading_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _show_rows(rows: list[dict[str, Any]], out: Path) -> None:
+def _show_rows(rows: list[dict[str, Any]], out: Path, db: str | None) -> None:
     from rich.console import Console
 
+    from autograder.grader.database import shown
     from autograder.grader.export import show
 
     show(rows, Console())
     levels = ", ".join(sorted({row["isolation"] for row in rows}))
     click.echo(f"Isolation: {levels}. Results: {out / 'results.json'} and results.csv.")
-    click.echo(f"Feedback: {out / 'feedback'}. Gradebook: {out / 'gradebook.db'}.")
+    click.echo(f"Feedback: {out / 'feedback'}. Gradebook: {shown(db, out)}.")
     click.echo(f"Class report: {out / 'report.html'}.")
 
 
 @main.command()
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--assignment", help="Which exercise it is, where names do not tell: 02-rnn.")
+@click.option("--submit-ready", is_flag=True, help="Say what would be wrong with the file.")
+@click.option(
+    "--classroom",
+    type=click.Path(path_type=Path),
+    help="Also append the points to FILE, for GitHub Classroom's reporter.",
+    metavar="FILE",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def check(notebook: Path, assignment: str | None, as_json: bool) -> None:
+def check(
+    notebook: Path,
+    assignment: str | None,
+    submit_ready: bool,
+    classroom: Path | None,
+    as_json: bool,
+) -> None:
     """Check your own notebook on the visible cases, with the notebook's own sentences."""
+    from autograder.grader import check as checking
     from autograder.grader.check import CheckError, as_text, check_notebook
+    from autograder.grader.classroom import as_step_output
 
+    if submit_ready:
+        ready = checking.submit_ready(notebook, assignment)
+        click.echo(json.dumps(vars(ready)) if as_json else checking.readiness_as_text(ready))
+        raise click.exceptions.Exit(1 if ready.problems else 0)
     try:
         result = check_notebook(notebook, assignment)
     except CheckError as error:
         raise click.ClickException(str(error)) from None
     click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else as_text(result))
+    if classroom is not None:
+        with classroom.open("a", encoding="utf-8") as file:
+            file.write(as_step_output(result))
+
+
+@main.command()
+@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes.  [one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def threats(jobs: int | None, as_json: bool) -> None:
+    """Hand hostile and broken submissions to the grader and store what became of each."""
+    from autograder.grader.batch import default_jobs
+    from autograder.grader.grade import GradingError
+    from course.build import repository_root
+    from course.threats import as_text, survey, write_table
+
+    root = repository_root()
+    with _grading_progress() as progress:
+        try:
+            result = survey(root, jobs or default_jobs(), progress)
+        except GradingError as error:
+            raise click.ClickException(str(error)) from None
+    write_table(root, result)
+    click.echo(json.dumps(result, indent=1) if as_json else as_text(result))
+    near = result["neighbors"]
+    if near["right"] < near["of"] or not all(row["ok"] for row in result["threats"]):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("assignment")
+@click.option("--out", type=click.Path(path_type=Path), help="The zip.  [dist/gradescope-….zip]")
+@click.option("--seed-file", type=click.Path(path_type=Path), help="The class's secret.  [.seed]")
+@click.option("--site", help="The built book's address, for links in feedback.")
+def gradescope(assignment: str, out: Path | None, seed_file: Path | None, site: str | None) -> None:
+    """Write the zip that makes Gradescope grade ASSIGNMENT (02-rnn) with our checks."""
+    from autograder.grader.seed import read_seed
+    from course.build import repository_root
+    from course.elsewhere import UnknownAssignment, assignment_called, write_gradescope
+
+    root = repository_root()
+    try:
+        task = assignment_called(assignment)
+    except UnknownAssignment as error:
+        raise click.ClickException(str(error)) from None
+    out = out or root / "dist" / f"gradescope-{task.name}.zip"
+    click.echo(write_gradescope(root, task, read_seed(seed_file or root / ".seed"), site, out))
+
+
+@main.command()
+@click.argument("assignment")
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="The repository.  [.]")
+def classroom(assignment: str, out: Path) -> None:
+    """Write the workflow by which GitHub Classroom checks ASSIGNMENT (02-rnn) after a push."""
+    from course.build import repository_root
+    from course.elsewhere import UnknownAssignment, assignment_called, write_workflow
+
+    try:
+        click.echo(write_workflow(repository_root(), assignment_called(assignment), out))
+    except UnknownAssignment as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()

@@ -1,8 +1,9 @@
 """A trained model on disk: weights as safetensors, everything else as JSON, never pickle.
 
-A model's folder holds `model.safetensors` and `config.json` (which model, its sizes, its
-vocabulary, what made it and how good it is). `MODELS` is the one list of models that the commands
-know; a new architecture is one entry in it.
+A model's folder holds `model.safetensors` and `config.json`: which model, its sizes, its
+vocabulary, what made it and how good it is. A byte-pair vocabulary stands beside them, in
+`tokenizer.json`. A weight that two layers share is stored once. `MODELS` is the one list of models
+that the commands know; a new architecture is one entry in it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 
 from rnn2gpt import __version__
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
-from rnn2gpt.data import CharTokenizer
+from rnn2gpt.data import CharTokenizer, DataError
+from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import CharRNN, CharRNNConfig
 from rnn2gpt.seq2seq import CharLSTMAttention, CharLSTMAttentionConfig, Seq2Seq, Seq2SeqConfig
+from rnn2gpt.tokenizer import BPETokenizer
 from rnn2gpt.transformer import Transformer, TransformerConfig
 from rnn2gpt.translation import PairTokenizer
+
+Tokenizer = CharTokenizer | BPETokenizer | PairTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,8 @@ class Architecture:
     says whether `model(ids, state)` carries a state from one block to the next; without it the
     loop calls `model(ids)` and takes the first of what it returns; such a model reads windows of
     at most its `block_size`. `tokenizer` belongs to the data that it reads: a text, or pairs (then
-    `rnn2gpt.translator` runs it).
+    `rnn2gpt.translator` runs it). `sizes` stand in for those that its config asks for and nobody
+    gave. `cached` says whether it takes a `KVCache`, so that `generation.generate` can run it.
     """
 
     config: type
@@ -48,6 +54,8 @@ class Architecture:
     learning_rate: float
     recurrent: bool
     tokenizer: type[CharTokenizer] | type[PairTokenizer] = CharTokenizer
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    cached: bool = False
 
     def run(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits (B, T, V) and the state to carry on with."""
@@ -96,6 +104,14 @@ MODELS: dict[str, Architecture] = {
         learning_rate=8e-3,
         recurrent=False,
     ),
+    "gpt": Architecture(
+        config=GPTConfig,
+        build=GPT,
+        learning_rate=3e-3,
+        recurrent=False,
+        sizes={"n_layers": 4, "n_heads": 4, "d_model": 128},
+        cached=True,
+    ),
     "seq2seq": Architecture(
         config=Seq2SeqConfig,
         build=lambda config: Seq2Seq(**vars(config)),
@@ -126,6 +142,11 @@ class Checkpoint:
     tokenizer: Any
     info: dict[str, Any]
 
+    @property
+    def cached(self) -> bool:
+        """Whether the model takes a `KVCache`."""
+        return self.info["model"] in MODELS and MODELS[self.info["model"]].cached
+
     def stream(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits after `ids`, and what to carry on with: the form in which `generate` asks."""
         if self.info["model"] == "ngram":
@@ -138,7 +159,7 @@ def save_model(
     name: str,
     config: Any,
     tensors: Mapping[str, Tensor],
-    tokenizer: CharTokenizer | PairTokenizer,
+    tokenizer: Tokenizer,
     dtype: torch.dtype | None = None,
     **facts: Any,
 ) -> None:
@@ -146,18 +167,44 @@ def save_model(
 
     `dtype` stores floating-point weights in another precision (float16 halves the file).
     """
-    info = {"model": name, "config": asdict(config), "vocabulary": tokenizer.vocabulary}
-    info |= {"rnn2gpt": __version__, **facts}
+    info: dict[str, Any] = {"model": name, "config": asdict(config)}
+    ties: dict[str, str] = {}
+    if name in MODELS:
+        with torch.device("meta"):
+            ties = tied(MODELS[name].build(config))
     stored = {
         key: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
         .detach()
         .cpu()
         .contiguous()
         for key, tensor in tensors.items()
+        if key not in ties
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", stored)
-    write_json(folder / "config.json", info)
+    if isinstance(tokenizer, BPETokenizer):
+        vocabulary = json.dumps(tokenizer.to_json())
+        (folder / "tokenizer.json").write_text(vocabulary + "\n", encoding="utf-8")
+    else:
+        info["vocabulary"] = tokenizer.vocabulary
+    write_json(folder / "config.json", info | {"rnn2gpt": __version__, **facts})
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that share their memory with an earlier one, and that one's name."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if first[id(p)] != name}
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the weights of a model's folder, of whatever precision, into a model in float32.
+
+    Raises `RuntimeError` when a weight is missing, left over, or of another shape.
+    """
+    weights = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+    ties = {name: weights[other] for name, other in tied(model).items() if other in weights}
+    model.load_state_dict(weights | ties)
 
 
 def load_model(folder: str | Path) -> Checkpoint:
@@ -169,24 +216,29 @@ def load_model(folder: str | Path) -> Checkpoint:
     info = read_json(folder / "config.json")
     tensors = read_tensors(folder / "model.safetensors")
     try:
+        tokenizer = _read_tokenizer(folder, info)
         if info["model"] == "ngram":
-            return Checkpoint(
-                KneserNey.from_state_dict(KneserNeyConfig(**info["config"]), tensors),
-                CharTokenizer(info["vocabulary"]),
-                info,
-            )
+            config = KneserNeyConfig(**info["config"])
+            return Checkpoint(KneserNey.from_state_dict(config, tensors), tokenizer, info)
         architecture = MODELS[info["model"]]
-        tokenizer = architecture.tokenizer(info["vocabulary"])
         model = architecture.build(architecture.config(**info["config"]))
-        model.load_state_dict(
-            {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-        )
+        load_weights(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} does not hold a model that this version can build "
             f"({type(error).__name__}: {error}). Was it written by another version?"
         ) from error
     return Checkpoint(model.eval(), tokenizer, info)
+
+
+def _read_tokenizer(folder: Path, info: dict[str, Any]) -> Tokenizer:
+    kind = CharTokenizer if info["model"] == "ngram" else MODELS[info["model"]].tokenizer
+    if "vocabulary" in info:
+        return kind(info["vocabulary"])
+    try:
+        return BPETokenizer.load(folder / "tokenizer.json")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def find_model(folder: Path) -> Path:

@@ -29,11 +29,14 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+
+Sequential = TypeVar("Sequential", Tensor, str)  # ids (N,), or the text itself
 
 REQUIREMENTS = Path(__file__).with_name("data-requirements.txt")
 
@@ -256,13 +259,12 @@ class CharTokenizer:
         return "".join(self.characters[i] for i in numbers)
 
 
-def split(
-    ids: Int64[Tensor, " N"], validation_fraction: float = 0.1
-) -> tuple[Int64[Tensor, " A"], Int64[Tensor, " B"]]:
-    """Cut (N,) ids into a first part to train on and a last part, held out, to validate on.
+def split(ids: Sequential, validation_fraction: float = 0.1) -> tuple[Sequential, Sequential]:
+    """Cut (N,) ids, or a text, into a first part to train on and a last part, held out.
 
-    The parts are views, each at least one id long. The cut is by position, never at random:
-    a random split would put the end of a sentence in one part and its beginning in the other.
+    The parts of a tensor are views; each is at least one id long. The cut is by position, never
+    at random: a random split would put the end of a sentence in one part and its beginning in the
+    other.
 
     >>> [part.tolist() for part in split(torch.arange(5), validation_fraction=0.4)]
     [[0, 1, 2], [3, 4]]

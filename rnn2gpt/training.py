@@ -42,6 +42,8 @@ from rnn2gpt.checkpoint import (
     MODELS,
     Architecture,
     CheckpointError,
+    Tokenizer,
+    load_weights,
     read_json,
     read_tensors,
     replacing,
@@ -54,6 +56,7 @@ from rnn2gpt.lstm import detach_state
 from rnn2gpt.metrics import bits_per_character, cross_entropy
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import clip_grad_norm_
+from rnn2gpt.tokenizer import BPETokenizer
 from rnn2gpt.translation import PairTokenizer
 
 
@@ -92,6 +95,7 @@ class Result:
     tokens_per_second: float
     validation_nats: float | None
     best_nats: float | None
+    bits_per_character: float | None
     interrupted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -220,8 +224,18 @@ def _evaluate_windows(
     return result
 
 
+def count_characters(tokenizer: Tokenizer, ids: Int64[Tensor, " N"]) -> int:
+    """How many characters the ids stand for: what bits per character are counted in.
+
+    Pairs have no text of their own; there a token stands for one.
+    """
+    if isinstance(tokenizer, PairTokenizer):
+        return len(ids)
+    return len(tokenizer.decode(ids.tolist()))
+
+
 def fit_ngram(
-    tokenizer: CharTokenizer,
+    tokenizer: CharTokenizer | BPETokenizer,
     train_ids: Int64[Tensor, " N"],
     validation_ids: Int64[Tensor, " M"],
     order: int,
@@ -240,6 +254,9 @@ def fit_ngram(
         tokens_per_second=len(train_ids) / (time.perf_counter() - began),
         validation_nats=nats,
         best_nats=nats,
+        bits_per_character=bits_per_character(
+            nats, len(validation_ids), count_characters(tokenizer, validation_ids)
+        ),
         interrupted=False,
     )
     facts |= {"validation_nats": nats, "tokens": len(train_ids)}
@@ -259,7 +276,7 @@ class Trainer:
         self,
         config: TrainingConfig,
         model_config: Any,
-        tokenizer: CharTokenizer | PairTokenizer,
+        tokenizer: Tokenizer,
         train_ids: Int64[Tensor, " N"],
         validation_ids: Int64[Tensor, " M"],
         out: str | Path | None = None,
@@ -268,6 +285,7 @@ class Trainer:
         self.config, self.model_config, self.tokenizer = config, model_config, tokenizer
         self.train_ids, self.validation_ids = train_ids, validation_ids
         self.out = None if out is None else Path(out)
+        self.validation_characters = count_characters(tokenizer, validation_ids[1:])
         self.facts = facts
         self.architecture = MODELS[config.model]
         self.device = pick_device(config.device)
@@ -317,6 +335,7 @@ class Trainer:
             tokens_per_second=self.tokens / max(self.training_seconds, 1e-9),
             validation_nats=_finite(self.validation_nats),
             best_nats=_finite(self.best_nats),
+            bits_per_character=_finite(self.bits_per_character),
             interrupted=stopped,
         )
 
@@ -324,6 +343,12 @@ class Trainer:
     def tokens(self) -> int:
         """How many tokens the run has trained on."""
         return self.step * self.config.batch_size * self.config.block_size
+
+    @property
+    def bits_per_character(self) -> float:
+        """The last validation loss, spread over the characters that its tokens stand for."""
+        n = len(self.validation_ids) - 1  # all but the first are predicted
+        return bits_per_character(self.validation_nats, n, self.validation_characters)
 
     @property
     def learning_rate(self) -> float:
@@ -375,7 +400,6 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """One row of the log. A run that has not improved keeps its best model as it was."""
-        n = len(self.validation_ids) - 1
         self.validation_nats = self.validate()
         row = {
             "step": self.step,
@@ -385,7 +409,7 @@ class Trainer:
             "learning_rate": self.learning_rate,
             "train_nats": torch.stack(self.losses).mean().item(),
             "validation_nats": self.validation_nats,
-            "validation_bits_per_character": bits_per_character(self.validation_nats, n, n),
+            "validation_bits_per_character": self.bits_per_character,
         }
         self.losses.clear()
         return row
@@ -422,6 +446,7 @@ class Trainer:
             step=self.step,
             tokens=self.tokens,
             validation_nats=_finite(self.validation_nats),
+            bits_per_character=_finite(self.bits_per_character),
             **self.facts,
         )
 
@@ -474,6 +499,9 @@ class Trainer:
                 f"{folder} was trained with {was}. "
                 f"Resume with the same settings, or start again in another folder."
             )
+        sizes = read_json(folder / "config.json")["config"]
+        if sizes != asdict(self.model_config):
+            raise CheckpointError(f"{folder} holds a model of other sizes: {sizes}.")
         if scalars["text_sha256"] != self._fingerprint():
             raise CheckpointError(f"{folder} was trained on another text. Resume with that one.")
         self.step, self.seconds = scalars["step"], scalars["seconds"]
@@ -485,7 +513,7 @@ class Trainer:
 
     def _load(self, weights: dict[str, Tensor], folder: Path) -> None:
         tensors = read_tensors(folder / "training.safetensors")
-        self.model.load_state_dict(weights)
+        load_weights(self.model, weights)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from course.cli import LANGUAGE_MODELS, main
-from rnn2gpt import checkpoint
+from rnn2gpt import checkpoint, generation
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
 from rnn2gpt.data import CharTokenizer
+from rnn2gpt.gpt import GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig, generate
 from rnn2gpt.rnn import CharRNNConfig
+from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 from rnn2gpt.training import (
     Trainer,
     TrainingConfig,
@@ -34,6 +37,7 @@ from rnn2gpt.training import (
     tapes,
 )
 
+STORED = Path(__file__).parent.parent / "book" / "_data" / "models"
 TEXT = "how much wood would a woodchuck chuck if a woodchuck could chuck wood?\n" * 40
 TOKENIZER = CharTokenizer(TEXT)
 IDS = TOKENIZER.encode(TEXT)
@@ -311,6 +315,31 @@ def test_damaged_folders_are_named(tmp_path: Path, damage: Any, message: str) ->
         load_model(tmp_path)
 
 
+def test_a_tied_weight_is_stored_once_and_tied_again(tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=5, block_size=4, n_layers=1, n_heads=1, d_model=8)
+    model = MODELS["gpt"].build(config)
+    save_model(tmp_path, "gpt", config, model.state_dict(), CharTokenizer("abcde"))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "head.weight" not in stored and "token_embedding.weight" in stored
+    loaded = load_model(tmp_path)
+    assert loaded.model.head.weight is loaded.model.token_embedding.weight
+    assert loaded.cached and not load_model(STORED / "lstm").cached
+    for a, b in zip(model.parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_byte_pair_vocabulary_stands_beside_the_weights(tmp_path: Path) -> None:
+    tokenizer = BPETokenizer(train_bpe(TEXT, 280), ["<|end|>"])
+    config = GPTConfig(vocab_size=281, block_size=4, n_layers=1, n_heads=1, d_model=8)
+    save_model(tmp_path, "gpt", config, MODELS["gpt"].build(config).state_dict(), tokenizer)
+    again = load_model(tmp_path).tokenizer
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.encode(TEXT + "<|end|>") == tokenizer.encode(TEXT + "<|end|>")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        load_model(tmp_path)
+
+
 def test_text_is_continued_by_the_last_window_of_a_model_without_a_state(tmp_path: Path) -> None:
     config = CharAttentionConfig(vocab_size=5, d_model=8, block_size=4)
     model = MODELS["self-attention"].build(config)
@@ -336,7 +365,7 @@ def text_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model", ["ngram", "rnn", "lstm"])
+@pytest.mark.parametrize("model", ["ngram", "rnn", "lstm", "gpt"])
 def test_train_then_generate(tmp_path: Path, text_file: Path, model: str) -> None:
     out = tmp_path / "run"
     train = ["train", "--model", model, "--text", text_file, "--out", out, "--device", "cpu"]
@@ -360,6 +389,43 @@ def test_train_then_generate(tmp_path: Path, text_file: Path, model: str) -> Non
 
     unknown = invoke("generate", out, "--prompt", "Zürich")
     assert unknown.exit_code == 1 and "ü" in unknown.output
+
+
+def test_a_gpt_on_byte_pairs_trains_streams_and_counts_characters(tmp_path: Path) -> None:
+    text = "für Élise, für 爱丽丝 und für 🎹!\n" * 150
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    out = tmp_path / "run"
+    done = invoke(
+        *("train", "--model", "gpt", "--text", tmp_path / "own.txt", "--out", out),
+        *("--tokenizer", "bpe", "--vocab-size", 262, "--steps", 120, "--learning-rate", 0.01),
+        *("--d-model", 32, "--n-layers", 2, "--n-heads", 2, "--block-size", 24, "--device", "cpu"),
+        *("--batch-size", 8, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    loaded = load_model(out)
+    assert loaded.info["config"]["n_layers"] == 2 and loaded.tokenizer.vocab_size == 262
+    held_out = text[round(0.9 * len(text)) :]
+    ids = loaded.tokenizer.encode(held_out)
+    assert len(ids) != len(held_out)  # bits per token and per character differ
+    nll = evaluate(MODELS["gpt"], loaded.model, torch.tensor(ids)).sum().item()
+    n_characters = len(loaded.tokenizer.decode(ids[1:]))
+    assert loaded.info["bits_per_character"] == pytest.approx(
+        nll / math.log(2) / n_characters, rel=1e-5
+    )
+
+    for n_tokens in (40, 41, 42, 43, 44):  # some of them end inside a character
+        ask = ["generate", out, "--prompt", "für", "--tokens", n_tokens, "--temperature", 0]
+        prompt = torch.tensor([loaded.tokenizer.encode("für")])
+        whole = generation.generate(loaded.model, prompt, n_tokens, temperature=0)
+        written = loaded.tokenizer.decode(whole[0].tolist()).rstrip("\ufffd")
+        assert invoke(*ask).stdout == written + "\n"
+        assert "爱丽丝" in written
+    narrow = ["generate", out, "--prompt", "f", "--temperature", 5, "--seed", 1, "--tokens", 30]
+    greedy = invoke("generate", out, "--prompt", "f", "--temperature", 0, "--tokens", 30).stdout
+    assert invoke(*narrow, "--top-k", 1).stdout == greedy
+    assert invoke(*narrow, "--top-p", 1e-9).stdout == greedy != invoke(*narrow).stdout
+    refused = invoke("generate", STORED / "lstm", "--top-k", 3)
+    assert refused.exit_code == 1 and "are for a GPT" in refused.output
 
 
 def test_train_resumes_with_a_larger_budget(tmp_path: Path, text_file: Path) -> None:
