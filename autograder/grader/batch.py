@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -15,14 +16,20 @@ from typing import Any
 
 from autograder.grader.run import GraderError, Work, run
 
+Rounds = Callable[[dict[str, Work]], Iterable[tuple[str, dict[str, Any] | Exception]]]
+
 
 def run_all(
-    works: list[Work], jobs: int, cache: Path | None, again: Collection[str] = ()
+    works: list[Work],
+    jobs: int,
+    cache: Path | None,
+    again: Collection[str] = (),
+    elsewhere: Rounds | None = None,
 ) -> Iterator[tuple[Work, Any, bool]]:
     """(work, its result, whether an earlier run found it), in the order of completion.
 
     The result is an exception where the run failed. Works whose keys stand in `again` are run
-    whatever is known of them.
+    whatever is known of them. `elsewhere` runs works on other machines, in place of `jobs` here.
 
     A worker that dies takes nobody else's result along: what it left is tried again, one by one.
     """
@@ -34,9 +41,11 @@ def run_all(
             yield work, known, True
         else:
             waiting[key] = work
-    for alone in (False, True):
-        for key, outcome in _round(waiting, 1 if alone else jobs, alone):
-            if isinstance(outcome, BrokenProcessPool) and not alone:
+    here = (functools.partial(_round, jobs=jobs), functools.partial(_round, jobs=1, alone=True))
+    rounds: tuple[Rounds, ...] = (elsewhere,) if elsewhere else here
+    for number, one_round in enumerate(rounds, start=1):
+        for key, outcome in one_round(waiting):
+            if isinstance(outcome, BrokenProcessPool) and number < len(rounds):
                 continue
             if isinstance(outcome, dict):
                 _store(cache, key, outcome)
@@ -44,7 +53,7 @@ def run_all(
 
 
 def _round(
-    works: dict[str, Work], jobs: int, alone: bool
+    works: dict[str, Work], jobs: int, alone: bool = False
 ) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
     """One try at every work: in one pool, or each in a pool of its own."""
     groups = [{key: work} for key, work in works.items()] if alone else [dict(works)]

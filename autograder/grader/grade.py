@@ -11,6 +11,8 @@ from typing import Any
 from autograder.checks import CHAPTERS, load
 from autograder.engine.exercise import Assignment
 from autograder.grader.batch import default_jobs, failure, read_result, run_all
+from autograder.grader.cluster import Cluster, ClusterError, Notice, cluster_at
+from autograder.grader.database import DatabaseError, reach
 from autograder.grader.export import KEYS, export, read_results
 from autograder.grader.feedback import write_feedback
 from autograder.grader.ingest import IngestError, Submission, ingest
@@ -18,10 +20,12 @@ from autograder.grader.late import NO_LATENESS, DeadlineError, Deadlines, apply,
 from autograder.grader.record import RecordError, record
 from autograder.grader.report import write_report
 from autograder.grader.run import GraderError, Work, refused, summary
-from autograder.grader.sandbox import HOW_TO_GET_ONE, best_level
+from autograder.grader.sandbox import HOW_TO_GET_ONE, best_level, why_not
 from autograder.grader.systems import RosterError, write_lists
 
-_EXPECTED = (IngestError, RecordError, GraderError, DeadlineError, RosterError)
+_EXPECTED = (
+    IngestError, RecordError, GraderError, DeadlineError, RosterError, ClusterError, DatabaseError,
+)  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -38,6 +42,7 @@ class Plan:
     secret: bytes
     assignment: str | None = None
     trust: bool = False
+    sandbox: str | None = None  # a level of `sandbox`; the best that works where None
     jobs: int = field(default_factory=default_jobs)
     cache: Path | None = None
     students: frozenset[str] = frozenset()  # grade these again, and leave the others' rows
@@ -45,6 +50,9 @@ class Plan:
     deadlines: Path | None = None  # a file, see `late`
     roster: Path | None = None  # a list of Canvas, Moodle or Gradescope to fill in
     site: str | None = None  # the book's address, for links in feedback
+    scheduler: str | None = None  # of a Dask cluster, whose workers then grade
+    db: str | None = None  # PostgreSQL's, for the gradebook; gradebook.db in `out` where None
+    notice: Notice = lambda text: None  # is told what an instructor should know at once
     # Students whose code is not run without a sandbox even where the rest is trusted, and why.
     only_sandboxed: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,15 +67,18 @@ def grade(
     Raises `GradingError` where nothing can be graded; a single submission never does that.
     """
     try:
-        return _grade(path, plan, progress)
+        with cluster_at(plan.scheduler, plan.sandbox, plan.trust, plan.notice) as cluster:
+            return _grade(path, plan, progress, cluster)
     except _EXPECTED as error:
         raise GradingError(str(error)) from error
 
 
-def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
-    level = best_level()
-    if level == "process" and not plan.trust:
-        raise GradingError(HOW_TO_GET_ONE)
+def _grade(
+    path: Path, plan: Plan, progress: Progress, cluster: Cluster | None
+) -> list[dict[str, Any]]:
+    level = cluster.level if cluster else _level(plan)
+    if plan.db is not None:
+        reach(plan.db)
     assignments = {found.name: found for found in map(load, CHAPTERS)}
     deadlines = read_deadlines(plan.deadlines, assignments) if plan.deadlines else None
     release = functools.cache(functools.partial(_release, plan.exercises))
@@ -85,7 +96,7 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
         elif one.data is not None and one.assignment and not _is_withheld(one, level, plan):
             facts = (one.notebook, one.data, one.suffix, releases[one.assignment], level)
             works[index] = Work(*facts, secret=plan.secret, only=only or ())
-    results = _run(list(works.values()), plan, progress)
+    results = _run(list(works.values()), plan, progress, cluster)
     rows = []
     for index, one in enumerate(submissions):
         if index in kept:
@@ -100,6 +111,16 @@ def _grade(path: Path, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
         rows.append(_row(one, result) | {"key": key, "reused": reused})
     _finish(rows, {i for i in range(len(rows)) if i not in kept}, releases, deadlines, plan)
     return rows
+
+
+def _level(plan: Plan) -> str:
+    """This machine's isolation for the class; raises `GradingError` where there is none."""
+    level = plan.sandbox or best_level()
+    if reason := why_not(level):
+        raise GradingError(f"The sandbox {level} does not work here: {reason}")
+    if level == "process" and not plan.trust:
+        raise GradingError(HOW_TO_GET_ONE)
+    return level
 
 
 def _earlier(plan: Plan) -> dict[tuple[str, str], dict[str, Any]]:
@@ -118,13 +139,16 @@ def _only(plan: Plan, assignment: Assignment | None) -> tuple[str, ...] | None:
     return tuple(sorted(names & plan.only)) or None
 
 
-def _run(works: list[Work], plan: Plan, progress: Progress) -> dict[str, tuple[Any, bool]]:
+def _run(
+    works: list[Work], plan: Plan, progress: Progress, cluster: Cluster | None
+) -> dict[str, tuple[Any, bool]]:
     """By key: a result, or the error instead of one, and whether it was known before."""
     results = dict[str, tuple[Any, bool]]()
     again = {work.key() for work in works} if plan.students or plan.only else set()
     progress(0, len(works))
     in_order = sorted(works, key=lambda work: work.notebook)  # a worker keeps its sandbox
-    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again):
+    elsewhere = cluster.run if cluster else None
+    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again, elsewhere):
         results[work.key()] = (outcome, known)
         progress(sum(work.key() in results for work in works), len(works))
     return results
@@ -159,7 +183,7 @@ def _finish(
         for row in rows:
             row["total"] = round(row["score"] * (1 - row["penalty_percent"] / 100), 2)
     try:
-        record(rows, releases, plan.out, fresh)
+        record(rows, releases, plan.out, fresh, plan.db)
     finally:
         export(rows, plan.out)
         assignments = {found.name: found for found in map(load, CHAPTERS)}

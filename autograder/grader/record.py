@@ -15,7 +15,9 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from sqlalchemy.exc import SQLAlchemyError
 
+from autograder.grader.database import failed, gradebook_url
 from autograder.grader.tools import put_tools_on_path
 
 _OPENERS = (
@@ -33,23 +35,40 @@ class RecordError(Exception):
 
 
 def record(
-    rows: list[dict[str, Any]], releases: dict[str, bytes], out: Path, fresh: set[int]
+    rows: list[dict[str, Any]],
+    releases: dict[str, bytes],
+    out: Path,
+    fresh: set[int],
+    db: str | None = None,
 ) -> None:
-    """Write graded and refused rows to `out/gradebook.db` and `out/autograded`.
+    """Write graded and refused rows to `db`, else `out/gradebook.db`, and to `out/autograded`.
 
     `releases` holds our notebook for each assignment that occurs in the rows, `fresh` the places of
     the rows that are not yet there. Each row then knows what a person marked: `total` and
     `max_total` with all marks, lateness taken off, `waiting` while one is missing, and `remarks`.
     """
     put_tools_on_path()
-    from nbgrader.api import Gradebook
-
     known = [row for row in rows if row["assignment"] and row["status"] in ("graded", "refused")]
     if not known:
         return
     out.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{out / 'gradebook.db'}"
     notebooks = {name: nbformat.reads(text.decode(), 4) for name, text in releases.items()}
+    try:
+        _write(rows, known, notebooks, gradebook_url(db, out), out, fresh)
+    except SQLAlchemyError as error:
+        raise RecordError(f"{failed(db, error)}. Mend that and run the command again.") from None
+
+
+def _write(
+    rows: list[dict[str, Any]],
+    known: list[dict[str, Any]],
+    notebooks: dict[str, NotebookNode],
+    url: str,
+    out: Path,
+    fresh: set[int],
+) -> None:
+    from nbgrader.api import Gradebook
+
     with Gradebook(url) as gradebook, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="nbgrader")  # of SQLAlchemy, about nbgrader
         for assignment, notebook in {(row["assignment"], row["notebook"]) for row in known}:
