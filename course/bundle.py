@@ -28,6 +28,7 @@ CONTENTS = (
     "autograder/grader/archive.py",
     "autograder/grader/channel.py",
     "autograder/grader/check.py",
+    "autograder/grader/classroom.py",
     "autograder/grader/ingest.py",
     "autograder/grader/lms.py",
     "autograder/grader/repair.py",
@@ -60,7 +61,12 @@ def write_bundle(root: Path) -> Path:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in contents(root):
             name = f"{folder}/{path.relative_to(root).as_posix()}"
-            info = zipfile.ZipInfo(name, date_time=_LONG_AGO)
-            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(info, path.read_bytes())
+            archive.writestr(zip_entry(name), path.read_bytes())
     return target
+
+
+def zip_entry(name: str, mode: int = 0o644) -> zipfile.ZipInfo:
+    """A file's place in an archive that is the same whenever and by whomever it is packed."""
+    info = zipfile.ZipInfo(name, date_time=_LONG_AGO)
+    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, mode << 16
+    return info
