@@ -34,8 +34,8 @@ class _Verbs(click.Group):
 
 
 # Named here, not read from the package: `rnn2gpt --help` must not wait for torch.
-LADDER_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention"]
-LANGUAGE_MODELS = [*LADDER_MODELS, "gpt"]
+GPTS = ["gpt", "modern-gpt"]
+LANGUAGE_MODELS = ["ngram", "rnn", "lstm", "lstm-attention", "self-attention", *GPTS]
 TRANSLATION_MODELS = ["seq2seq", "seq2seq-plain", "transformer"]
 TASKS = ["numbers", "dates", "gettext"]
 
@@ -195,9 +195,9 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
     out = out or Path("runs") / model
     given = {name: value for name, value in options.items() if value is not None}
     foreign = {"text_file", "block_size", "tokenizer"} if translates else {"label_smoothing"}
-    foreign |= set() if model in ("lstm", "gpt") else {"n_layers"}
-    foreign |= set() if model == "gpt" else {"n_heads"}
-    foreign |= set() if model in ("lstm", "gpt", "transformer") else {"dropout"}
+    foreign |= set() if model in ("lstm", *GPTS) else {"n_layers"}
+    foreign |= set() if model in GPTS else {"n_heads"}
+    foreign |= set() if model in ("lstm", "transformer", *GPTS) else {"dropout"}
     foreign |= set() if options["tokenizer"] == "bpe" else {"vocab_size"}
     if unused := sorted(foreign & given.keys()):
         names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in unused)
@@ -521,7 +521,7 @@ def kill_table(as_json: bool) -> None:
 @main.command()
 @click.option("--quick", is_flag=True, help="A hundredth of the budget: shows that it all works.")
 @click.option(
-    "--models", default=",".join(LADDER_MODELS), show_default=True, help="Which to measure."
+    "--models", default=",".join(LANGUAGE_MODELS), show_default=True, help="Which to measure."
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 10))
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1))

@@ -44,7 +44,9 @@ from rnn2gpt import __version__
 from rnn2gpt.attention import CharAttention
 from rnn2gpt.checkpoint import MODELS, save_model
 from rnn2gpt.data import CORPORA, CharTokenizer, load_text, split
+from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.metrics import bits_per_character
+from rnn2gpt.modern import ModernGPT
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.seq2seq import CharLSTMAttention
 from rnn2gpt.training import Trainer, TrainingConfig, evaluate
@@ -54,7 +56,12 @@ NETWORKS = {
     "lstm": "LSTM",
     "lstm-attention": "LSTM with attention",
     "self-attention": "self-attention",
+    "gpt": "GPT",
+    "modern-gpt": "tuned GPT",
 }
+DEPTH = {"n_layers": 4, "n_heads": 3, "block_size": 64}  # of the two GPTs; their width is matched
+# How a rung trains where it is not as the others do.
+TUNED: dict[str, dict[str, Any]] = {"modern-gpt": {"optimizer": "muon"}}
 PARAMETERS = 148_500  # an LSTM of width 128
 FLOPS = 4e12  # about 2,300 steps of 32 × 64 characters at this size
 RATES = (4e-3, 8e-3, 1.6e-2)  # and beyond, while the best is at an end
@@ -120,6 +127,7 @@ class Job:
             learning_rate=self.learning_rate,
             seed=self.seed,
             device="cpu",
+            **TUNED.get(self.model, {}),
         )
         tokens = settings.batch_size * settings.block_size
         steps = max(1, round(self.flops / (per_token * tokens)))
@@ -172,13 +180,20 @@ class Job:
 
 
 def matched_config(model: str, vocab_size: int, parameters: int) -> Any:
-    """The model's sizes at the width whose number of parameters comes nearest to `parameters`."""
-    architecture = MODELS[model]
+    """The model's sizes at the width whose number of parameters comes nearest to `parameters`.
 
-    def count(width: int) -> int:
+    Heads need a width that they divide, and rotation an even part of it for each.
+    """
+    architecture = MODELS[model]
+    sizes = DEPTH if issubclass(architecture.config, GPTConfig) else {}
+    unit = 2 * sizes["n_heads"] if sizes else 1
+
+    def config(units: int) -> Any:
+        return architecture.config(vocab_size=vocab_size, d_model=unit * units, **sizes)
+
+    def count(units: int) -> int:
         with torch.device("meta"):
-            config = architecture.config(vocab_size=vocab_size, d_model=width)
-            return sum(p.numel() for p in architecture.build(config).parameters())
+            return sum(p.numel() for p in architecture.build(config(units)).parameters())
 
     low, high = 1, 2
     while count(high) < parameters:
@@ -186,23 +201,27 @@ def matched_config(model: str, vocab_size: int, parameters: int) -> Any:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    width = min((low, high), key=lambda width: abs(count(width) - parameters))
-    return architecture.config(vocab_size=vocab_size, d_model=width)
+    return config(min((low, high), key=lambda units: abs(count(units) - parameters)))
 
 
 def flops_per_token(model: nn.Module) -> int:
     """Training FLOPs for one token: 6 for each weight that multiplies, and attention's own.
 
     Two forward and four backward (Kaplan et al. 2020, section 2.1). An embedding is looked up, not
-    multiplied, and does not count. A query is multiplied with the keys of a whole window and the
-    weights with its values: 12 · layers · window · width (Chowdhery et al. 2022, appendix B).
+    multiplied, and does not count, unless it is the head too. A query is multiplied with the keys
+    of a whole window and the weights with its values: 12 · layers · window · width (Chowdhery et
+    al. 2022, appendix B).
     """
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if isinstance(model, GPT | ModernGPT):
+        looked_up.discard(id(model.head.weight))
     multiplied = 6 * sum(p.numel() for p in model.parameters() if id(p) not in looked_up)
     if isinstance(model, CharLSTMAttention):
         return multiplied + 12 * model.window * model.head.in_features
     if isinstance(model, CharAttention):
         return multiplied + 12 * len(model.layers) * model.block_size * model.head.in_features
+    if isinstance(model, GPT | ModernGPT):
+        return multiplied + 12 * len(model.blocks) * model.block_size * model.head.in_features
     return multiplied
 
 

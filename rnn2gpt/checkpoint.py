@@ -27,6 +27,7 @@ from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.data import CharTokenizer, DataError
 from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
+from rnn2gpt.modern import ModernGPT, ModernGPTConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
 from rnn2gpt.rnn import CharRNN, CharRNNConfig
 from rnn2gpt.seq2seq import CharLSTMAttention, CharLSTMAttentionConfig, Seq2Seq, Seq2SeqConfig
@@ -108,6 +109,14 @@ MODELS: dict[str, Architecture] = {
         config=GPTConfig,
         build=GPT,
         learning_rate=3e-3,
+        recurrent=False,
+        sizes={"n_layers": 4, "n_heads": 4, "d_model": 128},
+        cached=True,
+    ),
+    "modern-gpt": Architecture(
+        config=ModernGPTConfig,
+        build=ModernGPT,
+        learning_rate=4e-3,
         recurrent=False,
         sizes={"n_layers": 4, "n_heads": 4, "d_model": 128},
         cached=True,

@@ -27,6 +27,7 @@ from course.ladder import (
     text_interval,
 )
 from rnn2gpt.checkpoint import MODELS, load_model
+from rnn2gpt.gpt import flops_per_token as gpt_flops
 
 
 @pytest.mark.parametrize("model", ["rnn", "lstm"])
@@ -54,6 +55,19 @@ def test_attention_pays_for_its_window(model: str) -> None:
     assert abs(count - PARAMETERS) < 12 * d + 100  # one more or less in width is farther away
     layers, tables = {"lstm-attention": (1, 64), "self-attention": (2, 64 + 64)}[model]
     assert flops_per_token(built) == 6 * (count - tables * d) + 12 * layers * 64 * d
+
+
+@pytest.mark.parametrize("model", ["gpt", "modern-gpt"])
+def test_gpts_are_matched_and_pay_for_their_window(model: str) -> None:
+    config = matched_config(model, 64, PARAMETERS)
+    built = MODELS[model].build(config)
+    count, d = sum(p.numel() for p in built.parameters()), config.d_model
+    assert abs(count - PARAMETERS) < 0.02 * PARAMETERS
+    assert d % (2 * config.n_heads) == 0
+    looked_up = 64 * d  # GPT's positions; the modern one's embedding, whose head is another
+    assert flops_per_token(built) == 6 * (count - looked_up) + 12 * 4 * 64 * d
+    if model == "gpt":
+        assert flops_per_token(built) == gpt_flops(config)
 
 
 def test_seed_interval_is_students() -> None:

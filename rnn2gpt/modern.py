@@ -1,0 +1,189 @@
+"""GPT with what has changed since GPT-2, each change a switch (chapter 10).
+
+With every switch off this is `rnn2gpt.gpt.GPT`, weight for weight. Switched on:
+
+- `rotary`: queries and keys turn with their position; no table (Su et al. 2021, section 3.2.2);
+- `rms_norm`: root mean square norms without weights (Zhang & Sennrich 2019, equation 4);
+- `qk_norm`: queries and keys are normalized and one learned number for each head sets how sharp its
+  softmax can be (Henry et al. 2020);
+- `relu_squared`: the square of ReLU in place of GELU (So et al. 2021);
+- `mixing`: keys and values also hold a learned share of the token before (after So et al. 2021, who
+  convolve queries, keys and values over three tokens);
+- `zero_init`: what writes into the stream, and the head, start at zero: blocks begin as identities;
+- `tied=False`: the head is not the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rnn2gpt.attention import causal_mask
+from rnn2gpt.gpt import GPTConfig
+from rnn2gpt.kv_cache import KVCache
+from rnn2gpt.multi_head import Keep, merge_heads, split_heads
+from rnn2gpt.positions import apply_rotary
+from rnn2gpt.transformer import FeedForward, LayerNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModernGPTConfig(GPTConfig):
+    """A GPT's sizes, and the switches."""
+
+    bias: bool = False
+    rotary: bool = True
+    rms_norm: bool = True
+    qk_norm: bool = True
+    relu_squared: bool = True
+    mixing: bool = True
+    zero_init: bool = True
+    tied: bool = False
+
+
+class ModernGPT(nn.Module):
+    """A language model over at most `block_size` tokens, as `GPT` is."""
+
+    def __init__(self, config: ModernGPTConfig) -> None:
+        super().__init__()
+        self.config, self.block_size = config, config.block_size
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        if not config.rotary:
+            self.position_embedding = nn.Embedding(config.block_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(ModernBlock(config) for _ in range(config.n_layers))
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.token_embedding.weight
+        self._start()
+
+    def _start(self) -> None:
+        c = self.config
+        residual = 0.0 if c.zero_init else 0.02 / math.sqrt(2 * c.n_layers)
+        head = 0.0 if c.zero_init and not c.tied else 0.02
+        for name, parameter in self.named_parameters():
+            if name.endswith(("W_o.weight", "W_2.weight")):
+                nn.init.normal_(parameter, std=residual)
+            elif name.startswith("head"):
+                nn.init.normal_(parameter, std=head)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        ids: Int64[Tensor, "B T"],
+        targets: Int64[Tensor, "B T"] | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, ""] | None]:
+        """Logits of the token after each of `ids`, and their mean loss in nats against `targets`.
+
+        Targets of −100 do not count. With a `cache`, `ids` go on after the tokens that it holds.
+        Raises `ValueError` when the tokens are longer than `block_size`.
+        """
+        past = 0 if cache is None else cache.length
+        t = ids.shape[1]
+        if past + t > self.block_size:
+            raise ValueError(f"{past + t} tokens are longer than block_size={self.block_size}")
+        positions = torch.arange(past, past + t, device=ids.device)  # (T,)
+        x = self.token_embedding(ids)  # (B, T, D)
+        if not self.config.rotary:
+            x = x + self.position_embedding(positions)
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, positions, None if cache is None else partial(cache.update, layer))
+        logits = self.head(self.norm(x))
+        if targets is None:
+            return logits, None
+        flat = logits.flatten(0, 1), targets.flatten()  # (B·T, V) and (B·T,)
+        return logits, functional.cross_entropy(*flat, ignore_index=-100)
+
+
+class ModernBlock(nn.Module):
+    """Pre-norm, as `TransformerBlock`. `forward(x: (B, T, D), positions: (T,), keep=None)`."""
+
+    def __init__(self, config: ModernGPTConfig) -> None:
+        super().__init__()
+        c = config
+        self.attention = ModernAttention(c)
+        activation = "relu_squared" if c.relu_squared else "gelu_tanh"
+        self.feed_forward = FeedForward(c.d_model, 4 * c.d_model, activation, c.dropout, c.bias)
+        self.norm_1, self.norm_2 = _norm(c), _norm(c)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int64[Tensor, " T"],
+        keep: Keep | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The stream after both layers; `keep` adds the keys and values of earlier tokens."""
+        x = x + self.dropout(self.attention(self.norm_1(x), positions, keep))
+        return x + self.dropout(self.feed_forward(self.norm_2(x)))
+
+
+class ModernAttention(nn.Module):
+    """Causal multi-head self-attention with the switches that concern it."""
+
+    def __init__(self, config: ModernGPTConfig) -> None:
+        super().__init__()
+        d, n_heads, bias = config.d_model, config.n_heads, config.bias
+        self.config = config
+        self.W_q = nn.Linear(d, d, bias)
+        self.W_k = nn.Linear(d, d, bias)
+        self.W_v = nn.Linear(d, d, bias)
+        self.W_o = nn.Linear(d, d, bias)
+        if config.qk_norm:
+            self.sharpness = nn.Parameter(torch.full((n_heads,), math.sqrt(2)))
+        if config.mixing:
+            self.mix_k = nn.Parameter(torch.zeros(d))
+            self.mix_v = nn.Parameter(torch.zeros(d))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int64[Tensor, " T"],
+        keep: Keep | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What each position reads from itself and those before it."""
+        h = self.config.n_heads
+        q, k, v = (split_heads(W(x), h) for W in (self.W_q, self.W_k, self.W_v))  # (B, H, T, D/H)
+        if self.config.qk_norm:
+            q, k = self.sharpness[:, None, None] * _unit(q), _unit(k)
+        if self.config.rotary:
+            q, k = apply_rotary(q, positions), apply_rotary(k, positions)
+        if keep is not None:
+            k, v = keep(k, v)
+        if self.config.mixing:
+            k, v = _mix(k, self.mix_k), _mix(v, self.mix_v)
+        t, s = q.shape[2], k.shape[2]
+        if t == s:  # the kernel makes its own mask, and skips what it hides
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mask = causal_mask(t, s, device=x.device)
+            y = functional.scaled_dot_product_attention(q, k, v, mask)
+        return self.W_o(merge_heads(y))
+
+
+def _norm(config: ModernGPTConfig) -> nn.Module:
+    if config.rms_norm:
+        return nn.RMSNorm(config.d_model, eps=1e-6, elementwise_affine=False)
+    return LayerNorm(config.d_model, bias=config.bias)
+
+
+def _unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """Each vector at a mean square of one."""
+    return functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
+
+
+def _mix(x: Float[Tensor, "B H T D/H"], share: Float[Tensor, " D"]) -> Float[Tensor, "B H T D/H"]:
+    """Each vector and, channel by channel, a share of the one before; the first has none before."""
+    before = functional.pad(x, (0, 0, 1, -1))
+    return x + share.view(x.shape[1], 1, -1) * before  # (D,) → (H, 1, D/H)
