@@ -59,7 +59,8 @@ def install() -> None:
     pins = ["--constraint", ROOT / "constraints.txt"]
     # torch first and by itself: nothing else may choose its version
     subprocess.run([*pip, "--quiet", *pins, "torch"], check=True, cwd=ROOT)
-    subprocess.run([*pip, "--quiet", *pins, "--editable", ".[course,test]"], check=True, cwd=ROOT)
+    ours = ".[course,cluster,postgres,test]"
+    subprocess.run([*pip, "--quiet", *pins, "--editable", ours], check=True, cwd=ROOT)
     STAMP.write_text(wanted, encoding="utf-8")
 
 
