@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,13 +145,14 @@ def _run(
 ) -> dict[str, tuple[Any, bool]]:
     """By key: a result, or the error instead of one, and whether it was known before."""
     results = dict[str, tuple[Any, bool]]()
-    again = {work.key() for work in works} if plan.students or plan.only else set()
+    alike = Counter(work.key() for work in works)  # the same file may come twice
+    again = set(alike) if plan.students or plan.only else set()
     progress(0, len(works))
     in_order = sorted(works, key=lambda work: work.notebook)  # a worker keeps its sandbox
     elsewhere = cluster.run if cluster else None
     for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again, elsewhere):
         results[work.key()] = (outcome, known)
-        progress(sum(work.key() in results for work in works), len(works))
+        progress(sum(alike[key] for key in results), len(works))
     return results
 
 
