@@ -150,9 +150,12 @@ def _run(
     progress(0, len(works))
     in_order = sorted(works, key=lambda work: work.notebook)  # a worker keeps its sandbox
     elsewhere = cluster.run if cluster else None
+    done = 0
     for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again, elsewhere):
-        results[work.key()] = (outcome, known)
-        progress(sum(alike[key] for key in results), len(works))
+        key = work.key()
+        done += alike[key] if key not in results else 0
+        results[key] = (outcome, known)
+        progress(done, len(works))
     return results
 
 
