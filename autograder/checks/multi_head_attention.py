@@ -926,6 +926,17 @@ def exponent_too_small(max_len: int, d_model: int) -> Tensor:
 
 
 @sinusoidal_positions.misconception(
+    did="Your exponent is 4i/D for pair i: the 2 is counted twice. It should be 2i/D.",
+    causes="From the middle channels on the waves are so slow that neighboring positions look"
+    " alike.",
+    see="sinusoids",
+)
+def exponent_too_large(max_len: int, d_model: int) -> Tensor:
+    angles = _table(max_len, 10000.0 ** (-4 * torch.arange((d_model + 1) // 2) / d_model))
+    return _interleave(angles.sin(), angles.cos(), d_model)
+
+
+@sinusoidal_positions.misconception(
     did="You count 2i for every channel: a sine and the cosine beside it have different speeds.",
     causes="Pairs no longer turn together, so a shift is no rotation and distances cannot be read"
     " off the products.",
@@ -1198,6 +1209,16 @@ def base_hard_coded(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tens
 def rotary_exponent_too_small(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     _even(x)
     return _turned(x[..., 0::2], x[..., 1::2], _angles(x, positions, base, factor=1.0))
+
+
+@apply_rotary.misconception(
+    did="Your exponent is 4i/D for pair i: the 2 is counted twice. It should be 2i/D.",
+    causes="Half of the pairs hardly turn at all, so they cannot tell positions apart.",
+    see="rotary",
+)
+def rotary_exponent_too_large(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
+    _even(x)
+    return _turned(x[..., 0::2], x[..., 1::2], _angles(x, positions, base, factor=4.0))
 
 
 @apply_rotary.misconception(

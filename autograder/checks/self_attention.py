@@ -499,6 +499,18 @@ def three_axes_only(q, k, v, mask=None):  # type: ignore[no-untyped-def]
     return weights @ v, weights
 
 
+@scaled_dot_product_attention.misconception(
+    did="You write `k.T`, which turns all axes around and not the last two alone.",
+    causes="It fits one matrix. With a batch the first axis becomes the last, and the product stops"
+    " or mixes sentences: write `k.mT` or `k.transpose(-2, -1)`.",
+    see="soft-dictionary",
+)
+def reverses_all_axes(q, k, v, mask=None):  # type: ignore[no-untyped-def]
+    reversed_k = k.permute(*reversed(range(k.ndim)))
+    weights = allow(q @ reversed_k * q.shape[-1] ** -0.5, mask).softmax(-1)
+    return weights @ v, weights
+
+
 # --- causal_mask --------------------------------------------------------------------------------
 
 causal_mask = ASSIGNMENT.exercise(
@@ -616,6 +628,13 @@ _cm(
     "A model that writes with stored keys would show its newest token only the oldest key."
     " PyTorch's `is_causal` aligns like that, so it is no model here.",
     _triangle(lambda i, j, ahead: j <= i),
+)
+_cm(
+    "shifted_the_wrong_way",
+    "With s > t, your diagonal moves the wrong way: query i may see up to i − (s − t).",
+    "The first query then stands before the first key and sees nothing, which is NaN. It is the"
+    " last of s − t + 1 positions: add s − t.",
+    _triangle(lambda i, j, ahead: j <= i - ahead),
 )
 _cm(
     "ignores_s",
@@ -737,6 +756,15 @@ _pm(
     "Your mask has the shape (B, 1, S); it must be (B, 1, 1, S).",
     "Against scores (B, H, T, S) the batch axis would meet the heads.",
     lambda lengths, n: (_positions(lengths, n) < lengths[:, None])[:, None],
+)
+_pm(
+    "expanded_over_queries",
+    "Your mask has the shape (B, 1, S, S); it must be (B, 1, 1, S).",
+    "Padding is the same for every query, and broadcasting repeats it for nothing. Yours takes S"
+    " times the memory, and it fits no scores with T ≠ S.",
+    lambda lengths, n: (_positions(lengths, n) < lengths[:, None])[:, None, None].expand(
+        -1, -1, n, -1
+    ),
 )
 _pm(
     "padding_on_the_left",
@@ -983,6 +1011,20 @@ class AlwaysCausal(Attending):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
         causal = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
         return _attention()(q, k, v, causal if mask is None else mask & causal)
+
+
+@SelfAttention.misconception(
+    did="Your layer puts in a causal mask when it gets none.",
+    causes="`mask=None` means that every token may see every token, as an encoder does; the model"
+    " that writes hands its causal mask in.",
+    see="masks",
+    name="causal_when_not_told",
+)
+class CausalWhenNotTold(Attending):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
+        if mask is None:
+            mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        return _attention()(q, k, v, mask)
 
 
 @SelfAttention.misconception(

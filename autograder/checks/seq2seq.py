@@ -628,6 +628,20 @@ class AddsWithoutPairing(Additive):
         return scores.expand(-1, -1, keys.shape[1])
 
 
+@AdditiveAttention.misconception(
+    did="Your mask (B, S) meets the scores (B, T, S) without an axis for the queries.",
+    causes="Its batch axis then meets the queries: with B ≠ T the program stops, and with B = T"
+    " each query gets another sentence's padding.",
+    see="looking-back",
+    name="mask_without_query_axis",
+)
+class MaskWithoutQueryAxis(Additive):
+    def normalize(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1)
+
+
 # --- shift_right --------------------------------------------------------------------------------
 
 shift_right = ASSIGNMENT.exercise(

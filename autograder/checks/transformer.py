@@ -2363,6 +2363,13 @@ _smoothing_mistake(
     q=lambda one_hot, e, pad: (1 - e) * one_hot + e / one_hot.shape[-1] * (1 - one_hot),
 )
 _smoothing_mistake(
+    "not_divided_by_the_classes",
+    "You give every class ε; it should be ε/V.",
+    "The shares sum to 1 − ε + V·ε, so with a thousand classes the loss is mostly a demand to know"
+    " nothing.",
+    q=lambda one_hot, e, pad: (1 - e) * one_hot + e,
+)
+_smoothing_mistake(
     "padding_class_left_out",
     "You spread ε over all classes but the target and the padding, ε/(V − 2) each.",
     "A well-known tutorial does so. PyTorch and the rest of this book give ε/V to all V classes.",
