@@ -16,6 +16,8 @@ CHAPTERS = (
     "multi_head_attention",
     "transformer",
     "tokenization",
+    "pretraining",
+    "generation",
 )
 
 
