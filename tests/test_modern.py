@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rnn2gpt.attention import causal_mask, scaled_dot_product_attention
 from rnn2gpt.checkpoint import MODELS
 from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.kv_cache import KVCache
-from rnn2gpt.modern import ModernGPT, ModernGPTConfig
+from rnn2gpt.modern import ModernGPT, ModernGPTConfig, UnitNorm, _turns
+from rnn2gpt.multi_head import merge_heads, split_heads
 from rnn2gpt.optim import Muon, muon_groups, orthogonalize
+from rnn2gpt.positions import apply_rotary
 
 SIZES = {"vocab_size": 13, "block_size": 11, "n_layers": 3, "n_heads": 2, "d_model": 12}
 ON = ModernGPTConfig(**SIZES)
@@ -76,7 +79,7 @@ def test_it_starts_at_chance_exactly_and_its_blocks_as_identities() -> None:
     targets[0, :5] = -100
     assert model(ids, targets)[1].item() == pytest.approx(math.log(13), abs=1e-6)
     x = torch.randn(2, 11, 12)
-    assert torch.equal(model.blocks[0](x, torch.arange(11)), x)
+    assert torch.equal(model.blocks[0](x), x)
     logits = (model := scrambled(ON).float())(ids)[0]
     real = targets != -100
     by_hand = nn.functional.cross_entropy(logits[real], targets[real])
@@ -108,12 +111,18 @@ def test_parameters_that_each_switch_adds_or_takes() -> None:
     assert count(replace(OFF, tied=False)) - count(OFF) == 13 * 12
 
 
-def test_rotary_alone_knows_distances_only() -> None:
-    """The last block's output for the last token does not change when all move along."""
+def test_rotary_is_chapter_sixs() -> None:
+    """The block's complex product against `apply_rotary`, and distances are all it knows."""
     attention = scrambled(replace(OFF, rotary=True)).blocks[0].attention
     x, at = torch.randn(2, 11, 12, dtype=torch.float64), torch.arange(11)
-    assert torch.allclose(attention(x, at), attention(x, at + 100))
-    assert not torch.allclose(attention(x, at), attention(x, 2 * at))
+    q, k, v = (split_heads(W(x), 2) for W in (attention.W_q, attention.W_k, attention.W_v))
+    mixed, _ = scaled_dot_product_attention(
+        apply_rotary(q, at), apply_rotary(k, at), v, causal_mask(11)
+    )
+    expected = attention.W_o(merge_heads(mixed))
+    for moved in (at, at + 100):
+        assert torch.allclose(attention(x, _turns(moved, 6, torch.float64)), expected)
+    assert not torch.allclose(attention(x, _turns(2 * at, 6, torch.float64)), expected)
 
 
 def test_norms_take_away_scale() -> None:
@@ -122,30 +131,28 @@ def test_norms_take_away_scale() -> None:
         norm = ModernGPT(replace(ON, rms_norm=switch)).double().norm
         assert torch.allclose(norm(10 * x), norm(x), atol=1e-4)
         assert torch.allclose(norm(x + 3), norm(x)) == invariant
+    assert torch.allclose(UnitNorm()(x), nn.functional.rms_norm(x, (12,), eps=1e-6))
+    zero = torch.zeros(1, 12, requires_grad=True)
+    UnitNorm()(zero).sum().backward()
+    assert zero.grad is not None and zero.grad.isfinite().all()
     attention = scrambled(replace(OFF, qk_norm=True)).blocks[0].attention
-    before = attention(x, torch.arange(11))
+    before = attention(x)
     with torch.no_grad():
         attention.W_q.weight *= 10
         attention.W_k.weight *= 0.1
-    assert torch.allclose(attention(x, torch.arange(11)), before, atol=1e-4)
+    assert torch.allclose(attention(x), before, atol=1e-4)
 
 
 def test_mixing_starts_at_nothing_and_reads_one_token_back() -> None:
-    x, at = torch.randn(1, 11, 12, dtype=torch.float64), torch.arange(11)
+    x = torch.randn(1, 11, 12, dtype=torch.float64)
     attention = ModernGPT(replace(OFF, mixing=True)).double().blocks[0].attention
     plain = ModernGPT(OFF).double().blocks[0].attention
     plain.load_state_dict(attention.state_dict(), strict=False)
-    assert torch.allclose(attention(x, at), plain(x, at))
+    assert torch.allclose(attention(x), plain(x))
     nn.init.ones_(attention.mix_v)
-    k, v = [], []
-
-    def keep(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        k.append(keys), v.append(values)
-        return keys, values
-
-    both = attention(x, at, keep)
-    moved = torch.cat([torch.zeros_like(v[0][:, :, :1]), v[0][:, :, :-1]], dim=2)
-    assert torch.allclose(both, plain(x, at, lambda keys, _: (keys, v[0] + moved)))
+    v = split_heads(attention.W_v(x), 2)
+    moved = torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, :-1]], dim=2)
+    assert torch.allclose(attention(x), plain(x, keep=lambda keys, values: (keys, values + moved)))
 
 
 def test_the_square_of_relu() -> None:
