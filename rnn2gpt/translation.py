@@ -138,13 +138,14 @@ def chinese_number(n: int) -> str:
 
 @cache
 def _numbers() -> Splits:
-    """Numbers of 1 to 12 digits; many digits are 0, so that the number of words varies widely."""
+    """Numbers of 1 to 12 digits, from round ones to such without a 0: few words or many."""
     rng = random.Random(0)
     short: dict[int, Pair] = {}
     longer: dict[int, Pair] = {}
     while len(short) < 21_500 or len(longer) < 500:
+        filled = rng.choice((0.1, 0.4, 0.7, 1.0))  # how likely a digit after the first is not 0
         digits = "".join(
-            rng.choice("123456789") if i == 0 or rng.random() < 0.7 else "0"
+            rng.choice("123456789") if i == 0 or rng.random() < filled else "0"
             for i in range(rng.randint(1, 12))
         )
         pair = english_number(int(digits)), chinese_number(int(digits))
