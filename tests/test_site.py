@@ -23,6 +23,7 @@ from course.build import BuildError, build_site, stamp
 from course.site.assets import icon_codepoints, icon_names, math_codepoints
 from course.site.elements import colab_url, kill_table_html, notebook_facts
 from course.site.execution import execution_key
+from course.site.explorers import scripts
 from course.site.mathml import to_mathml
 from course.site.reference import to_rst
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
@@ -626,8 +627,10 @@ def test_pages_open_from_a_folder(site: Site, browser: Any) -> None:
 
 def explore(browser: Any, root: Path, folder: Path, name: str, data: object) -> None:
     """Open a page that holds nothing but the explorer `name` and its data."""
-    scripts = [root / "book/_static/course.js", root / "book/explorers" / f"{name}.js"]
-    tags = "".join(f"<script>{script.read_text('utf-8')}</script>" for script in scripts)
+    book = root / "book"
+    files = [book / "_static" / script for script in ["course.js", *scripts(book, name)[:-1]]]
+    files.append(book / "explorers" / f"{name}.js")
+    tags = "".join(f"<script>{file.read_text('utf-8')}</script>" for file in files)
     page = folder / f"{name}.html"
     page.write_text(
         f"<!doctype html><meta charset=utf-8><div data-explorer={name}>at rest</div>"

@@ -2,6 +2,7 @@
 //
 // data: {merges: [[left id, right id], ...] in order, text: what stands in the box at first}. Ids
 // below 256 are bytes, and merge k makes the id 256 + k.
+// needs: bpe.js
 "use strict";
 
 explorer("tokens", (root, data) => {
@@ -23,54 +24,16 @@ explorer("tokens", (root, data) => {
   const reading = root.querySelector(".reading");
   text.value = data.text;
 
-  const tokens = Array.from({ length: 256 }, (_, byte) => [byte]);
-  const rank = new Map(); // "left right" → which merge it is
-  data.merges.forEach(([left, right], k) => {
-    tokens.push([...tokens[left], ...tokens[right]]);
-    rank.set(`${left} ${right}`, k);
-  });
-  const pattern = /'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
-
-  // The ids of one chunk with the first `limit` merges, and which of those merges acted.
-  function encode(chunk, limit) {
-    let ids = [...new TextEncoder().encode(chunk)];
-    const acted = [];
-    for (;;) {
-      let best = limit;
-      for (let i = 0; i + 1 < ids.length; i++) {
-        best = Math.min(best, rank.get(`${ids[i]} ${ids[i + 1]}`) ?? limit);
-      }
-      if (best === limit) return { ids, acted };
-      acted.push(best);
-      const [left, right] = data.merges[best];
-      const merged = [];
-      for (let i = 0; i < ids.length; i++) {
-        const found = ids[i] === left && ids[i + 1] === right;
-        merged.push(found ? 256 + best : ids[i]);
-        if (found) i++;
-      }
-      ids = merged;
-    }
-  }
-
-  // A token as it reads: spaces made visible, bytes that are no text in hexadecimal.
-  const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  function name(id) {
-    try {
-      const read = strict.decode(new Uint8Array(tokens[id]));
-      return read.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
-    } catch {
-      return tokens[id].map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
-    }
-  }
+  const tokenizer = new BPETokenizer(data);
+  const name = (id) => tokenizer.name(id);
 
   let acting = []; // the ranks of all merges that act on this text, in order
   function draw() {
     const limit = Number(slider.value);
-    const chunks = text.value.match(pattern) ?? [];
-    const ranks = chunks.flatMap((chunk) => encode(chunk, last).acted);
+    const chunks = tokenizer.chunks(text.value);
+    const ranks = chunks.flatMap((chunk) => tokenizer.encodeChunk(chunk, last).acted);
     acting = [...new Set(ranks)].sort((a, b) => a - b);
-    const ids = chunks.flatMap((chunk) => encode(chunk, limit).ids);
+    const ids = chunks.flatMap((chunk) => tokenizer.encodeChunk(chunk, limit).ids);
     const characters = [...text.value].length;
     const bytes = new TextEncoder().encode(text.value).length;
     boxes.replaceChildren(

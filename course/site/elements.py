@@ -17,11 +17,6 @@
     Exactly one or more choices are marked `[x]`. Choosing one opens its explanation. Without
     scripts every explanation is there to unfold.
 
-`{explorer} NAME`: something to play with. `book/explorers/NAME.js` runs on this page only and
-    calls `explorer("NAME", (root, data) => { ... })`; `data` is what the page's code gave to
-    `figures.publish("NAME", ...)`, or the JSON file named by `:data:`. The content of the
-    directive is what a reader without scripts sees in its place. `:label:` says aloud what it is.
-
 `{kill-table}`: the table of wrong and right answers from `book/_data/kill_table.json`.
 """
 
@@ -32,11 +27,10 @@ import re
 import shutil
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import nbformat
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -45,7 +39,7 @@ from sphinx.writers.html5 import HTML5Translator
 logger = logging.getLogger(__name__)
 
 
-def _raw(html: str) -> nodes.raw:
+def raw(html: str) -> nodes.raw:
     return nodes.raw("", html, format="html")
 
 
@@ -93,7 +87,7 @@ class ExerciseNotebook(SphinxDirective):
             return []
         self.env.note_dependency(str(path))
         facts = notebook_facts(path)
-        notebooks = _registry(self.env, "course_notebooks")
+        notebooks = registry(self.env, "course_notebooks")
         notebooks.setdefault(self.env.docname, []).append(name)
         root = "../" * self.env.docname.count("/")
         options = self.config.html_theme_options
@@ -112,7 +106,7 @@ class ExerciseNotebook(SphinxDirective):
         if colab:
             links.append(f'<a class="button" href="{escape(colab)}">Open in Colab</a>')
         return [
-            _raw(
+            raw(
                 '<aside class="exercise-notebook" aria-label="Exercise notebook">'
                 f'<p class="label">Exercise notebook</p><p class="title">{escape(facts["title"])}'
                 f"</p><p>{' · '.join(filter(None, size))}</p><p>{' '.join(links)}</p></aside>"
@@ -224,39 +218,6 @@ def _visit_explanation(self: HTML5Translator, node: explanation) -> None:
     self.body.append(f"<details><summary>Explanation</summary><div><p class='mark'>{verdict}</p>")
 
 
-# ---------------------------------------------------------------------------------- the explorer
-
-
-class Explorer(SphinxDirective):
-    required_arguments = 1
-    has_content = True
-    option_spec: ClassVar = {"data": directives.unchanged, "label": directives.unchanged_required}
-
-    def run(self) -> list[nodes.Node]:
-        name = self.arguments[0]
-        script = Path(self.env.srcdir) / "explorers" / f"{name}.js"
-        if not script.is_file():
-            raise self.error(f"no such explorer: book/explorers/{name}.js")
-        self.env.note_dependency(str(script))
-        _registry(self.env, "course_explorers").setdefault(self.env.docname, []).append(name)
-        label = escape(self.options.get("label", name.replace("_", " ")), quote=True)
-        fallback = nodes.container()
-        self.state.nested_parse(self.content, self.content_offset, fallback)
-        result: list[nodes.Node] = []
-        if "data" in self.options:
-            path = Path(self.env.srcdir) / self.options["data"]
-            self.env.note_dependency(str(path))
-            text = json.dumps(json.loads(path.read_text("utf-8")), separators=(",", ":"))
-            text = text.replace("<", "\\u003c")
-            result.append(_raw(f'<script type="application/json" id="data-{name}">{text}</script>'))
-        result.append(
-            _raw(f'<div class="explorer" role="group" aria-label="{label}" data-explorer="{name}">')
-        )
-        result += fallback.children
-        result.append(_raw("</div>"))
-        return result
-
-
 # -------------------------------------------------------------------------------- the kill table
 
 
@@ -269,7 +230,7 @@ class KillTable(SphinxDirective):
         if not path.is_file():
             return [nodes.paragraph("", "The table has not been computed for this copy yet.")]
         rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
-        return [_raw(kill_table_html(rows))]
+        return [raw(kill_table_html(rows))]
 
 
 ACCEPTED = ("solution", "right answer")
@@ -325,45 +286,31 @@ def _code(message: str) -> str:
 # -------------------------------------------------------------------------------------- plumbing
 
 
-def _registry(env: Any, name: str) -> dict[str, list[str]]:
+def registry(env: Any, name: str) -> dict[str, list[str]]:
     if not hasattr(env, name):
         setattr(env, name, {})
-    registry: dict[str, list[str]] = getattr(env, name)
-    return registry
+    found: dict[str, list[str]] = getattr(env, name)
+    return found
 
 
 def _purge(app: Sphinx, env: Any, docname: str) -> None:
-    for name in ("course_notebooks", "course_explorers"):
-        _registry(env, name).pop(docname, None)
+    registry(env, "course_notebooks").pop(docname, None)
 
 
 def _copy_files(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     root, out = Path(app.srcdir).parent, Path(app.outdir)
-    for names in _registry(app.env, "course_notebooks").values():
+    for names in registry(app.env, "course_notebooks").values():
         for name in names:
             target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, target)
-    for names in _registry(app.env, "course_explorers").values():
-        for name in names:
-            target = out / "_static" / "explorers" / f"{name}.js"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(app.srcdir) / "explorers" / f"{name}.js", target)
-
-
-def _add_scripts(
-    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
-) -> None:
-    for name in dict.fromkeys(_registry(app.env, "course_explorers").get(pagename, [])):
-        app.add_js_file(f"explorers/{name}.js", loading_method="defer", priority=800)
 
 
 def setup(app: Sphinx) -> None:
     app.add_directive("exercise-notebook", ExerciseNotebook)
     app.add_directive("question", Question)
-    app.add_directive("explorer", Explorer)
     app.add_directive("kill-table", KillTable)
 
     def closes(tag: str) -> Any:
@@ -378,5 +325,4 @@ def setup(app: Sphinx) -> None:
     app.add_node(choice_text, html=(_visit_choice_text, closes("</span></label>")))
     app.add_node(explanation, html=(_visit_explanation, closes("</div></details>")))
     app.connect("env-purge-doc", _purge)
-    app.connect("html-page-context", _add_scripts)
     app.connect("build-finished", _copy_files)
