@@ -172,6 +172,25 @@ def data(as_json: bool) -> None:
     help="lstm, gpt [0], transformer [0.1].",
 )
 @click.option("--label-smoothing", type=click.FloatRange(0, 1), help="Translation [0].")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="[0.01]")
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="[50]")
+@click.option("--evaluate-every", type=click.IntRange(min=1), help="In steps [250; pairs 100].")
+@click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="[adamw]")
+@click.option("--schedule", type=click.Choice(["cosine", "trapezoid"]), help="[cosine]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of matrix products. auto is bfloat16 where the device has it [gpt auto, else float32].",
+)
+@click.option("--accumulate", type=click.IntRange(min=1), help="Parts that a batch is cut into [1]")
+@click.option(
+    "--compile/--no-compile", "compile", default=None, help="torch.compile [on with CUDA only]."
+)
+@click.option(
+    "--shard", is_flag=True, default=None, help="Cut the model over torchrun's processes."
+)
+@click.option("--snapshots", type=click.IntRange(min=2), help="Copies to keep along the way.")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
@@ -180,10 +199,12 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
     """Train a model: 2,000 steps, or --steps or --minutes, whichever ends first.
 
     With --task or --pairs it learns to translate, else to write text. Ctrl-C keeps what was
-    learned; --resume goes on from there, exactly.
+    learned; --resume goes on from there, exactly. With torchrun, several processes share the work.
     """
+    from rnn2gpt import distributed
     from rnn2gpt.checkpoint import CheckpointError
     from rnn2gpt.data import DataError
+    from rnn2gpt.devices import OutOfMemory
 
     model = options["model"]
     translates = model in TRANSLATION_MODELS
@@ -203,18 +224,21 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
         names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in unused)
         raise click.ClickException(f"--model {model} has no use for {names}.")
     try:
-        if not options["resume"] and any(
-            (out / n).exists() for n in ("config.json", "best", "last")
-        ):
-            raise CheckpointError(
-                f"{out} holds a model already. Add --resume to go on with that run, or choose "
-                f"another folder with --out."
-            )
-        result = (_train_translation if translates else _train)(out, **given)
-    except (CheckpointError, DataError, ValueError) as error:
+        with distributed.team() as team:
+            if not options["resume"] and any(
+                (out / n).exists() for n in ("config.json", "best", "last")
+            ):
+                raise CheckpointError(
+                    f"{out} holds a model already. Add --resume to go on with that run, or choose "
+                    f"another folder with --out."
+                )
+            result = (_train_translation if translates else _train)(out, team=team, **given)
+    except (CheckpointError, DataError, OutOfMemory, ValueError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"Cannot write to {out}: {error}") from None
+    if not team.leads:
+        return
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -236,6 +260,8 @@ def _train(
     text_name: str,
     order: int,
     resume: bool,
+    team: Any,
+    tensorboard: bool,
     text_file: Path | None = None,
     tokenizer: str = "char",
     vocab_size: int = 1024,
@@ -263,10 +289,20 @@ def _train(
     if not architecture.recurrent:
         sizes["block_size"] = config.block_size  # the window that it trains on is all it can read
     model_config = architecture.config(vocab_size=tokens.vocab_size, **sizes)
-    trainer = Trainer(config, model_config, tokens, train_ids, validation_ids, out, text=name)
+    trainer = Trainer(
+        config,
+        model_config,
+        tokens,
+        train_ids,
+        validation_ids,
+        out,
+        team=team,
+        tensorboard=tensorboard,
+        text=name,
+    )
     if resume:
         trainer.resume()
-    return trainer.run(progress=True).to_json()
+    return trainer.run(progress=team.leads).to_json()
 
 
 def _train_translation(
@@ -274,6 +310,8 @@ def _train_translation(
     *,
     model: str,
     resume: bool,
+    team: Any,
+    tensorboard: bool,
     task: str | None = None,
     pairs_file: Path | None = None,
     d_model: int | None = None,
@@ -290,10 +328,12 @@ def _train_translation(
     config = TranslationConfig(model=model, **_training_options(model, **options))
     sizes = model_config(model, tokenizer, d_model, dropout)
     pairs = task or (pairs_file.name if pairs_file else "")
-    trainer = TranslationTrainer(config, sizes, tokenizer, splits, out, pairs=pairs)
+    trainer = TranslationTrainer(
+        config, sizes, tokenizer, splits, out, team=team, tensorboard=tensorboard, pairs=pairs
+    )
     if resume:
         trainer.resume()
-    return trainer.run(progress=True).to_json()
+    return trainer.run(progress=team.leads).to_json()
 
 
 def _training_options(model: str, **options: Any) -> dict[str, Any]:
@@ -302,7 +342,10 @@ def _training_options(model: str, **options: Any) -> dict[str, Any]:
 
     if not options.keys() & {"steps", "minutes"}:
         options["steps"] = 2000
-    return {"learning_rate": MODELS[model].learning_rate, **options}
+    defaults: dict[str, Any] = {"learning_rate": MODELS[model].learning_rate}
+    if MODELS[model].blocks:
+        defaults["precision"] = "auto"
+    return {**defaults, **options}
 
 
 @main.command()
@@ -339,7 +382,7 @@ def generate(
 
     from rnn2gpt import generation, lstm
     from rnn2gpt.checkpoint import CheckpointError, load_model
-    from rnn2gpt.training import pick_device
+    from rnn2gpt.devices import pick_device
     from rnn2gpt.translation import PairTokenizer
 
     try:
@@ -386,6 +429,25 @@ def _text_stream(tokenizer: Any) -> Callable[[int], str]:
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--web", is_flag=True, required=True, help="As a file for the site's explorers.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file  [CHECKPOINT.safetensors]")
+def export(checkpoint: Path, web: bool, out: Path | None) -> None:
+    """Turn a trained GPT into one file that the site's explorers open from disk."""
+    from course.web import export_web
+    from rnn2gpt.checkpoint import CheckpointError
+
+    out = out or checkpoint.with_name(f"{checkpoint.name}.safetensors")
+    try:
+        size = export_web(checkpoint, out)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"Cannot write {out}: {error}") from None
+    click.echo(f"{out}: {size / 1e6:.2f} MB. Open it in an explorer of the site.")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option(
     "--beam", default=1, show_default=True, type=click.IntRange(min=1), help="1 is greedy."
@@ -411,7 +473,7 @@ def translate(
 ) -> None:
     """Translate TEXTS with the model in the folder CHECKPOINT, or each line of the input."""
     from rnn2gpt.checkpoint import CheckpointError, load_model
-    from rnn2gpt.training import pick_device
+    from rnn2gpt.devices import pick_device
     from rnn2gpt.translation import PairTokenizer
     from rnn2gpt.translator import translate as run
 

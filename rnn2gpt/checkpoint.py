@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from rnn2gpt import __version__
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
+from rnn2gpt.bert import BertConfig, BertForMaskedLM
 from rnn2gpt.data import CharTokenizer, DataError
-from rnn2gpt.gpt import GPT, GPTConfig
+from rnn2gpt.gpt import GPT, GPTConfig, flops_per_token
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.modern import ModernGPT, ModernGPTConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
@@ -48,15 +49,25 @@ class Architecture:
     at most its `block_size`. `tokenizer` belongs to the data that it reads: a text, or pairs (then
     `rnn2gpt.translator` runs it). `sizes` stand in for those that its config asks for and nobody
     gave. `cached` says whether it takes a `KVCache`, so that `generation.generate` can run it.
+    `blocks` says that it is a stack of `model.blocks` between an embedding and a head, as a GPT is:
+    then only its matrices decay, Muon can train them, and it can be sharded. The older models decay
+    as a whole, as they were measured. `flops_per_token` counts what training takes.
     """
 
     config: type
     build: Callable[[Any], nn.Module]
     learning_rate: float
     recurrent: bool
-    tokenizer: type[CharTokenizer] | type[PairTokenizer] = CharTokenizer
+    tokenizer: Callable[..., Tokenizer] = CharTokenizer
     sizes: Mapping[str, int] = field(default_factory=dict)
     cached: bool = False
+    blocks: bool = False
+    flops_per_token: Callable[[Any], int] | None = None
+
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a row of a batch is a window of text that has nothing to do with other rows."""
+        return not self.recurrent and self.tokenizer is CharTokenizer
 
     def run(self, model: nn.Module, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits (B, T, V) and the state to carry on with."""
@@ -112,6 +123,8 @@ MODELS: dict[str, Architecture] = {
         recurrent=False,
         sizes={"n_layers": 4, "n_heads": 4, "d_model": 128},
         cached=True,
+        blocks=True,
+        flops_per_token=flops_per_token,
     ),
     "modern-gpt": Architecture(
         config=ModernGPTConfig,
@@ -120,6 +133,14 @@ MODELS: dict[str, Architecture] = {
         recurrent=False,
         sizes={"n_layers": 4, "n_heads": 4, "d_model": 128},
         cached=True,
+        blocks=True,
+    ),
+    "bert": Architecture(  # it fills in hidden tokens, so `benchmarks/bert.py` trains it, no loop
+        config=BertConfig,
+        build=BertForMaskedLM,
+        learning_rate=2e-3,
+        recurrent=False,
+        tokenizer=BPETokenizer,
     ),
     "seq2seq": Architecture(
         config=Seq2SeqConfig,

@@ -7,7 +7,7 @@ Muon to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,68 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def cosine_schedule(
+    step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: float
+) -> float:
+    """The learning rate of a step: a linear rise, then half a cosine down to `min_lr`.
+
+    Loshchilov & Hutter 2017, equation 5, without restarts. `max_lr` is reached at
+    step = warmup_steps, `min_lr` at step = total_steps and after.
+
+    >>> [cosine_schedule(step, 1.0, 0.0, 1, 5) for step in (0, 1, 3, 5, 6)]
+    [0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+    if step < warmup_steps:
+        return max_lr * (step + 1) / (warmup_steps + 1)
+    if step >= total_steps:
+        return min_lr
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    return min_lr + (max_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def trapezoid_schedule(
+    step: int,
+    max_lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    total_steps: float,
+    cooldown: float = 0.4,
+) -> float:
+    """The learning rate of a step: a linear rise, a plateau, a linear fall over the last part.
+
+    Hägele et al. 2024: what was learned on the plateau serves runs of any length, since only the
+    fall, here the last `cooldown` of the steps, depends on where a run ends.
+
+    >>> [round(trapezoid_schedule(step, 1.0, 0.0, 1, 10), 2) for step in (0, 1, 6, 8, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return max_lr * (step + 1) / (warmup_steps + 1)
+    falls = max(warmup_steps, (1 - cooldown) * total_steps)
+    if step <= falls:
+        return max_lr
+    left = max(0.0, total_steps - step) / max(total_steps - falls, 1e-9)
+    return min_lr + (max_lr - min_lr) * left
+
+
 def accumulate_gradients(
-    model: nn.Module, micro_batches: Sequence[tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]]
+    model: nn.Module,
+    micro_batches: Iterable[tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    counts: Sequence[int] | None = None,
 ) -> Float[Tensor, ""]:
     """Leave in `.grad` what one batch of all micro-batches would; returns the mean loss.
 
     `model(ids, targets) -> logits, loss`, a mean over the targets that are not −100; each
     micro-batch counts as much as it has of them. Earlier gradients are cleared. Raises `ValueError`
     when there is no target at all.
+
+    `backward` may do more than go back, such as scale first. Give `counts` where they are known:
+    counting waits for the device.
     """
-    counts = [int((targets != -100).sum()) for _, targets in micro_batches]
+    if counts is None:
+        micro_batches = list(micro_batches)
+        counts = [int((targets != -100).sum()) for _, targets in micro_batches]
     if not sum(counts):
         raise ValueError("There is no target to learn from: every one is −100")
     model.zero_grad()
@@ -45,7 +97,7 @@ def accumulate_gradients(
     for (ids, targets), count in zip(micro_batches, counts, strict=True):
         if count:  # the mean of nothing is NaN
             loss = model(ids, targets)[1] * (count / sum(counts))
-            loss.backward()
+            backward(loss)
             parts.append(loss.detach())
     return sum(parts[1:], parts[0])
 

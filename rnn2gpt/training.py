@@ -7,7 +7,8 @@ course's text: the two ended within 0.01 nats of each other (`benchmarks/trainin
 repeats it). Other models get random windows.
 
 Batches are a function of (seed, step) alone: a run that stops and resumes sees the same data, and
-on the CPU its weights are equal to the last bit.
+on the CPU its weights are equal to the last bit. `batch_size` is the batch of a step, however it is
+worked through: in `accumulate` parts, one after another, or by several processes, each its rows.
 
 >>> from rnn2gpt.rnn import CharRNNConfig
 >>> tokenizer = CharTokenizer("hello")
@@ -20,7 +21,6 @@ on the CPU its weights are equal to the last bit.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import random
@@ -28,19 +28,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from rnn2gpt.checkpoint import (
     MODELS,
-    Architecture,
     CheckpointError,
     Tokenizer,
     load_weights,
@@ -52,17 +51,38 @@ from rnn2gpt.checkpoint import (
     write_tensors,
 )
 from rnn2gpt.data import CharTokenizer, get_batch
+from rnn2gpt.devices import autocast, explain_memory, peak_flops, pick_precision
+from rnn2gpt.distributed import ALONE, Team, as_sharded, average_gradients, shard, whole
+from rnn2gpt.evaluation import count_characters, evaluate
 from rnn2gpt.lstm import detach_state
 from rnn2gpt.metrics import bits_per_character, cross_entropy
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
+from rnn2gpt.optim import (
+    Muon,
+    accumulate_gradients,
+    cosine_schedule,
+    muon_groups,
+    parameter_groups,
+    trapezoid_schedule,
+)
 from rnn2gpt.rnn import clip_grad_norm_
+from rnn2gpt.run_log import RunLog
 from rnn2gpt.tokenizer import BPETokenizer
-from rnn2gpt.translation import PairTokenizer
+
+SCHEDULES = {"cosine": cosine_schedule, "trapezoid": trapezoid_schedule}
+# What a run may change when it resumes: its budget, and the machine that it runs on.
+FREE = {"steps", "minutes", "device", "precision", "accumulate", "compile", "shard", "snapshots"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train. The run ends at `steps` or `minutes`, whichever comes first (one is needed)."""
+    """How to train. The run ends at `steps` or `minutes`, whichever comes first (one is needed).
+
+    `accumulate` works a batch through in so many parts. `compile` left None compiles where it pays,
+    on CUDA; on a CPU the compiler takes longer than it saves in a short run. `shard` cuts the model
+    over the processes of `torchrun`. `snapshots` keeps so many half-precision copies of the model,
+    at steps spaced evenly on a logarithmic scale.
+    """
 
     model: str
     steps: int | None = None
@@ -77,12 +97,33 @@ class TrainingConfig:
     evaluate_every: int = 250
     seed: int = 0
     device: str = "auto"
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    precision: str = "float32"
+    accumulate: int = 1
+    compile: bool | None = None
+    shard: bool = False
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: choose one of {', '.join(MODELS)}")
         if self.steps is None and self.minutes is None:
             raise ValueError("Give a budget: steps, minutes, or both")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer={self.optimizer!r}: choose adamw or muon")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}"
+            )
+        if self.snapshots and self.steps is None:
+            raise ValueError("Snapshots need a budget in steps, to know when to be taken")
+        if (self.accumulate > 1 or self.compile) and not MODELS[self.model].reads_windows:
+            raise ValueError(f"{self.model} reads pairs or carries a state: no accumulate, compile")
+        if (self.shard or self.optimizer == "muon") and not MODELS[self.model].blocks:
+            raise ValueError(f"{self.model} is no stack of blocks: no shard, optimizer='muon'")
 
 
 @dataclass(frozen=True)
@@ -96,6 +137,7 @@ class Result:
     validation_nats: float | None
     best_nats: float | None
     bits_per_character: float | None
+    mfu: float | None
     interrupted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -103,48 +145,10 @@ class Result:
         return asdict(self)
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The named device; "auto" takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises `ValueError` when the machine lacks the device that is asked for.
-    """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
-    kind = name.split(":")[0]
-    if not available.get(kind, False):
-        here = ", ".join(kind for kind, ready in available.items() if ready)
-        raise ValueError(f"device={name!r} is not available here. Choose auto or one of: {here}")
-    return torch.device(name)
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python's and PyTorch's generators, on every device."""
     random.seed(seed)
     torch.manual_seed(seed)
-
-
-def cosine_schedule(
-    step: int, max_lr: float, min_lr: float, warmup_steps: int, total_steps: float
-) -> float:
-    """The learning rate of a step: a linear rise, then half a cosine down to `min_lr`.
-
-    Loshchilov & Hutter 2017, equation 5, without restarts. `max_lr` is reached at
-    step = warmup_steps, `min_lr` at step = total_steps and after.
-
-    >>> [cosine_schedule(step, 1.0, 0.0, 1, 5) for step in (0, 1, 3, 5, 6)]
-    [0.5, 1.0, 0.5, 0.0, 0.0]
-    """
-    if step < warmup_steps:
-        return max_lr * (step + 1) / (warmup_steps + 1)
-    if step >= total_steps:
-        return min_lr
-    done = (step - warmup_steps) / (total_steps - warmup_steps)
-    return min_lr + (max_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def tapes(
@@ -161,77 +165,6 @@ def tapes(
     starts = offset + torch.arange(batch_size) * len(ids) // batch_size + step * block_size  # (B,)
     windows = ids[(starts[:, None] + torch.arange(block_size + 1)) % len(ids)]  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]
-
-
-@torch.no_grad()
-def evaluate(
-    architecture: Architecture,
-    model: nn.Module,
-    ids: Int64[Tensor, " N"],
-    block_size: int = 256,
-    n_streams: int = 16,
-) -> Float[Tensor, " N-1"]:
-    """−ln p of every id but the first: a full sweep, each id predicted exactly once.
-
-    The text is cut into `n_streams` runs that go side by side. A recurrent model carries its state
-    along its run; each run starts from an empty state. Any other model reads windows of its own
-    `block_size` that overlap by half. The mean is the loss in nats per token.
-    """
-    device = next(model.parameters()).device
-    if not architecture.recurrent:
-        return _evaluate_windows(architecture, model, ids, device)
-    n_streams = max(1, min(n_streams, (len(ids) - 1) // block_size))
-    length = -(-(len(ids) - 1) // n_streams)  # rounded up: the last run may be shorter
-    at = torch.arange(n_streams * length).view(n_streams, length)  # (S, L)
-    x, y = (ids[torch.minimum(at + k, torch.tensor(len(ids) - 1))] for k in (0, 1))
-    was_training, state, losses = model.training, None, []
-    model.eval()
-    for start in range(0, length, block_size):
-        block = slice(start, start + block_size)
-        logits, state = architecture.run(model, x[:, block].to(device), state)
-        nll = nn.functional.cross_entropy(
-            logits.transpose(1, 2), y[:, block].to(device), reduction="none"
-        )  # (S, V, T) and (S, T) → (S, T)
-        losses.append(nll.cpu())
-    model.train(was_training)
-    return torch.cat(losses, dim=1).flatten()[: len(ids) - 1].double()
-
-
-def _evaluate_windows(
-    architecture: Architecture, model: Any, ids: Int64[Tensor, " N"], device: torch.device
-) -> Float[Tensor, " N-1"]:
-    """Each id is predicted in the first window that holds it, half a window or more from its start.
-
-    Only the ids of the very first window have less to read, as they have at the start of any text.
-    """
-    n = len(ids) - 1
-    window = min(model.block_size, n)
-    starts = [*range(0, n - window, max(1, window // 2)), n - window]
-    at = torch.tensor(starts)[:, None] + torch.arange(window)  # (W, T)
-    was_training, losses = model.training, []
-    model.eval()
-    for rows in at.split(64):
-        logits, _ = architecture.run(model, ids[rows].to(device), None)
-        nll = nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids[rows + 1].to(device), reduction="none"
-        )  # (W, V, T) and (W, T) → (W, T)
-        losses.append(nll.cpu())
-    model.train(was_training)
-    result, done = torch.empty(n, dtype=torch.float64), 0
-    for start, nll in zip(starts, torch.cat(losses), strict=True):
-        result[done : start + window] = nll[done - start :]
-        done = start + window
-    return result
-
-
-def count_characters(tokenizer: Tokenizer, ids: Int64[Tensor, " N"]) -> int:
-    """How many characters the ids stand for: what bits per character are counted in.
-
-    Pairs have no text of their own; there a token stands for one.
-    """
-    if isinstance(tokenizer, PairTokenizer):
-        return len(ids)
-    return len(tokenizer.decode(ids.tolist()))
 
 
 def fit_ngram(
@@ -257,6 +190,7 @@ def fit_ngram(
         bits_per_character=bits_per_character(
             nats, len(validation_ids), count_characters(tokenizer, validation_ids)
         ),
+        mfu=None,
         interrupted=False,
     )
     facts |= {"validation_nats": nats, "tokens": len(train_ids)}
@@ -265,11 +199,42 @@ def fit_ngram(
     return result.to_json()
 
 
+def snapshot_steps(steps: int, n: int) -> set[int]:
+    """At most n steps from 0 to `steps`, both included, evenly spaced on a logarithmic scale.
+
+    >>> sorted(snapshot_steps(1000, 5))
+    [0, 1, 10, 100, 1000]
+    """
+    if n < 2:
+        return set()
+    return {0, *(round(steps ** (1 - i / max(1, n - 2))) for i in range(n - 1))}
+
+
+class Objective(nn.Module):
+    """A network with its loss in one module: what is compiled and what processes share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any, Tensor], Tensor],
+        precision: Callable[[], AbstractContextManager],
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.precision = model, loss, precision
+
+    def forward(self, inputs: Any, targets: Tensor) -> tuple[None, Tensor]:
+        """Nothing and the mean loss, in the places where a GPT returns logits and loss."""
+        with self.precision():
+            return None, self.loss(self.model, inputs, targets)
+
+
 class Trainer:
     """One run: a model, its optimizer, its place in the text, and the folder it is kept in.
 
-    Without `out` nothing is written. With it, `out` receives `log.csv`, `best/` (the model with
-    the lowest validation loss) and `last/` (all that `resume` needs).
+    Without `out` nothing is written. With it, `out` receives `log.csv`, `log.svg`, `best/` (the
+    model with the lowest validation loss) and `last/` (all that `resume` needs). `initialize` may
+    put other weights into the new model before it learns. Of a `team` of processes every one makes
+    its own trainer, with the same arguments; the first one writes.
     """
 
     def __init__(
@@ -280,21 +245,43 @@ class Trainer:
         train_ids: Int64[Tensor, " N"],
         validation_ids: Int64[Tensor, " M"],
         out: str | Path | None = None,
+        *,
+        team: Team = ALONE,
+        initialize: Callable[[nn.Module], None] = lambda model: None,
+        tensorboard: bool = False,
         **facts: Any,
     ) -> None:
         self.config, self.model_config, self.tokenizer = config, model_config, tokenizer
         self.train_ids, self.validation_ids = train_ids, validation_ids
         self.out = None if out is None else Path(out)
         self.validation_characters = count_characters(tokenizer, validation_ids[1:])
-        self.facts = facts
+        self.facts, self.team = facts, team
         self.architecture = MODELS[config.model]
-        self.device = pick_device(config.device)
+        self._check_team()
+        self.device = team.device(config.device)
+        self.dtype = pick_precision(config.precision, self.device)
+        self.log: RunLog | None = None
+        if self.out is not None and team.leads:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.log = RunLog(self.out, tensorboard)
         seed_everything(config.seed)
         self.offset = random.randrange(len(train_ids))
-        self.model = self.architecture.build(model_config).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.model = self.architecture.build(model_config)
+        initialize(self.model)
+        self.model.to(self.device)
+        if config.shard:
+            shard(self.model, self.device, team.size)
+        if team.size > 1:  # each process drops out other units; alone, the generator goes on
+            torch.manual_seed(config.seed * team.size + team.rank)
+        self.optimizer = self._make_optimizer()
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.dtype == torch.float16
+        )  # float16 has no room for small gradients: scale them up, then down again
+        objective = Objective(self.model, self.loss, autocast(self.device, self.dtype))
+        self.objective: Any = team.share(objective, config.shard)
+        pays = self.device.type == "cuda" and self.architecture.reads_windows
+        if pays if config.compile is None else config.compile:
+            self.objective = torch.compile(self.objective)
         self.state: Any = None
         self.step = 0
         self.seconds = 0.0  # of training and evaluation, over all sittings
@@ -302,40 +289,72 @@ class Trainer:
         self.losses: list[Tensor] = []  # of the steps since the last evaluation
         self.validation_nats = self.best_nats = math.inf
 
+    def _check_team(self) -> None:
+        """Raises `ValueError` for what several processes cannot do, or one alone."""
+        c, size = self.config, self.team.size
+        if size > 1 and not self.architecture.reads_windows:
+            raise ValueError(f"{c.model} trains in one process: it reads pairs or carries a state")
+        if c.batch_size % (size * c.accumulate):
+            parts = f"{size} processes" + (f" × accumulate={c.accumulate}" * (c.accumulate > 1))
+            raise ValueError(f"{parts} do not divide batch_size={c.batch_size}")
+        if c.shard and size == 1:
+            raise ValueError("shard cuts a model over several processes: start them with torchrun")
+        if c.shard and (c.optimizer == "muon" or c.precision == "float16"):
+            raise ValueError("shard goes with optimizer adamw, and with bfloat16 or float32")
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c, model = self.config, self.model
+        if not self.architecture.blocks:
+            return torch.optim.AdamW(
+                model.parameters(), c.learning_rate, weight_decay=c.weight_decay
+            )
+        # The fused step is one kernel for all weights; with float16 it would skip a bad step where
+        # Muon's own half could not.
+        fused = self.dtype != torch.float16
+        if c.optimizer == "muon":
+            return Muon(muon_groups(model, c.weight_decay), c.learning_rate, fused=fused)
+        groups = parameter_groups(model, c.weight_decay)
+        return torch.optim.AdamW(groups, c.learning_rate, fused=fused)
+
     def run(self, progress: bool = False) -> Result:
-        """Train until a budget is spent or Ctrl-C is pressed, then say where the run stands."""
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-        began, before = time.perf_counter(), self.seconds
-        bar = tqdm(
-            total=self.config.steps, initial=self.step, unit="step", disable=not progress
-        )  # without `steps` the bar counts and shows the rate, but has no end
-        with bar, _interrupt_flag() as interrupted:
-            while not (self._is_over() or interrupted()):
+        """Train until a budget is spent or Ctrl-C is pressed, then say where the run stands.
+
+        Raises `OutOfMemory` when a step does not fit into the device's memory.
+        """
+        steps = snapshot_steps(self.config.steps or 0, self.config.snapshots)
+        if self.step == 0:
+            self._snapshot(steps)
+        began, before, stopped = time.perf_counter(), self.seconds, False
+        bar = tqdm(initial=self.step, unit="step", disable=not progress)
+        with bar, _interrupt_flag() as interrupted, explain_memory(self.device, self._remedy()):
+            while not (self._is_over() or stopped):
                 started = time.perf_counter()
                 self.train_step()
                 self.training_seconds += time.perf_counter() - started
-                self.seconds = before + time.perf_counter() - began
+                elapsed = before + time.perf_counter() - began
+                self.seconds, stop = self.team.largest(elapsed, interrupted())
+                stopped = bool(stop)
+                bar.total = None if math.isinf(self.total_steps) else round(self.total_steps)
                 bar.update()
+                self._snapshot(steps)
                 if self.step % self.config.evaluate_every == 0 or self._is_over():
                     row = self._evaluate()
-                    self.seconds = before + time.perf_counter() - began
-                    bar.set_postfix_str(
-                        f"train {row['train_nats']:.3f}, validation {row['validation_nats']:.3f} "
-                        f"nats, {row['tokens_per_second']:,.0f} tokens/s"
-                    )
+                    (self.seconds,) = self.team.largest(before + time.perf_counter() - began)
+                    bar.set_postfix_str(_summary(row))
                     self._save(row)
-            stopped = interrupted()
         if stopped:
             self._save(None)
+        if self.log is not None:
+            self.log.draw()
         return Result(
             step=self.step,
             tokens=self.tokens,
             seconds=self.seconds,
-            tokens_per_second=self.tokens / max(self.training_seconds, 1e-9),
+            tokens_per_second=self.tokens_per_second,
             validation_nats=_finite(self.validation_nats),
             best_nats=_finite(self.best_nats),
             bits_per_character=_finite(self.bits_per_character),
+            mfu=self.mfu,
             interrupted=stopped,
         )
 
@@ -345,21 +364,42 @@ class Trainer:
         return self.step * self.config.batch_size * self.config.block_size
 
     @property
+    def tokens_per_second(self) -> float:
+        """The pace of the training steps, evaluations left out."""
+        return self.tokens / max(self.training_seconds, 1e-9)
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization: the share of the peak that the model's own FLOPs make up.
+
+        Chowdhery et al. 2022, section 4.1. None for models whose FLOPs are not counted.
+        """
+        if self.architecture.flops_per_token is None:
+            return None
+        flops = self.architecture.flops_per_token(self.model_config) * self.tokens_per_second
+        return flops / (self.team.size * peak_flops(self.device, self.dtype))
+
+    @property
     def bits_per_character(self) -> float:
         """The last validation loss, spread over the characters that its tokens stand for."""
         n = len(self.validation_ids) - 1  # all but the first are predicted
         return bits_per_character(self.validation_nats, n, self.validation_characters)
 
     @property
-    def learning_rate(self) -> float:
-        """The rate of the coming step. A budget in minutes is turned into steps at this pace."""
+    def total_steps(self) -> float:
+        """Where the run will end. A budget in minutes is turned into steps at the pace so far."""
         c = self.config
         total = float(c.steps) if c.steps is not None else math.inf
         if c.minutes is not None and self.step > 0:
             total = min(total, self.step * 60 * c.minutes / max(self.seconds, 1e-9))
-        return cosine_schedule(
-            self.step, c.learning_rate, c.min_learning_rate, c.warmup_steps, total
-        )
+        return total
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the coming step."""
+        c = self.config
+        rates = c.learning_rate, c.min_learning_rate
+        return SCHEDULES[c.schedule](self.step, *rates, c.warmup_steps, self.total_steps)
 
     def _is_over(self) -> bool:
         c = self.config
@@ -371,26 +411,42 @@ class Trainer:
         """One batch, one update."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss = self.loss()
-        self.optimizer.zero_grad()
-        loss.backward()
+        parts = self.config.accumulate
+        loss = accumulate_gradients(
+            self.objective,
+            self._micro_batches(parts),
+            lambda loss: self.scaler.scale(loss).backward(),
+            counts=[1] * parts,  # all parts have as many targets
+        )
+        self.scaler.unscale_(self.optimizer)
         clip_grad_norm_(self.model.parameters(), self.config.max_norm)
-        self.optimizer.step()
-        self.losses.append(loss.detach())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.losses.append(loss)
         self.step += 1
 
-    def loss(self) -> Tensor:
-        """The coming step's mean cross-entropy, in nats; the state is carried on."""
-        x, y = self.batch()
-        logits, self.state = self.architecture.run(self.model, x, detach_state(self.state))
-        return cross_entropy(logits.flatten(0, 1), y.flatten())  # (B·T, V) and (B·T,)
+    def _micro_batches(self, parts: int) -> Iterator[tuple[Any, Tensor]]:
+        """This process's share of the coming batch, in `parts`."""
+        inputs, targets = self.batch()
+        if parts == self.team.size == 1:
+            yield inputs, targets
+            return
+        both = (self.team.rows(rows).tensor_split(parts) for rows in (inputs, targets))
+        for i, micro_batch in enumerate(zip(*both, strict=True)):
+            average_gradients(self.objective, i == parts - 1)
+            yield micro_batch
+
+    def loss(self, model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of inputs and targets (B, T), in nats; the state is carried on."""
+        logits, self.state = self.architecture.run(model, inputs, detach_state(self.state))
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B·T, V) and (B·T,)
 
     def validate(self) -> float:
         """The validation loss, in nats per token."""
         return evaluate(self.architecture, self.model, self.validation_ids).mean().item()
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """x and y (B, T) of the coming step."""
+    def batch(self) -> tuple[Any, Tensor]:
+        """Inputs and targets (B, T) of the coming step."""
         c = self.config
         if self.architecture.recurrent:
             x, y = tapes(self.train_ids, self.step, c.block_size, c.batch_size, self.offset)
@@ -398,51 +454,74 @@ class Trainer:
         generator = torch.Generator().manual_seed(c.seed * 2**32 + self.step)
         return get_batch(self.train_ids, c.block_size, c.batch_size, generator, self.device)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _remedy(self) -> str:
+        c = self.config
+        rows = c.batch_size // (c.accumulate * self.team.size)
+        return (
+            f"A step holds {rows} × {c.block_size} tokens at once: work through it in more parts "
+            f"(--accumulate {2 * c.accumulate}), or lower --batch-size, --block-size or --d-model."
+        )
+
+    def _evaluate(self) -> dict[str, float | None]:
         """One row of the log. A run that has not improved keeps its best model as it was."""
         self.validation_nats = self.validate()
         row = {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(self.tokens / max(self.training_seconds, 1e-9), 1),
+            "tokens_per_second": round(self.tokens_per_second, 1),
             "learning_rate": self.learning_rate,
-            "train_nats": torch.stack(self.losses).mean().item(),
+            "train_nats": self.team.mean(torch.stack(self.losses)).mean().item(),
             "validation_nats": self.validation_nats,
             "validation_bits_per_character": self.bits_per_character,
+            "mfu": self.mfu,
         }
         self.losses.clear()
         return row
 
     # --- what is kept -------------------------------------------------------------------------
 
-    def _save(self, row: dict[str, float] | None) -> None:
+    def _save(self, row: dict[str, float | None] | None) -> None:
         """Write `last`, and `best` when this is it; `row` is the evaluation's, if there was one."""
         improved = row is not None and self.validation_nats < self.best_nats
         self.best_nats = min(self.best_nats, self.validation_nats)
         if self.out is None:
             return
+        weights, tensors = self._weights(), self._tensors()  # all processes give their parts
+        if not self.team.leads:
+            return
         with replacing(self.out / "last") as folder:
-            self._save_model(folder)
-            write_tensors(folder / "training.safetensors", self._tensors())
+            self._save_model(folder, weights)
+            write_tensors(folder / "training.safetensors", tensors)
             write_json(folder / "training.json", self._scalars())
         if improved:
             with replacing(self.out / "best") as folder:
-                self._save_model(folder)
-        if row is not None:
-            with (self.out / "log.csv").open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
+                self._save_model(folder, weights)
+        if row is not None and self.log is not None:
+            self.log.add(row)
 
-    def _save_model(self, folder: Path) -> None:
+    def _snapshot(self, steps: set[int]) -> None:
+        """Keep a half-precision copy of the model, if this is one of the steps for it."""
+        if self.out is None or self.step not in steps:
+            return
+        weights = self._weights()
+        if self.team.leads:
+            with replacing(self.out / "snapshots" / f"{self.step:07d}") as folder:
+                self._save_model(folder, weights, torch.float16)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: whole(weight) for name, weight in self.model.state_dict().items()}
+
+    def _save_model(
+        self, folder: Path, weights: dict[str, Tensor], dtype: torch.dtype | None = None
+    ) -> None:
         save_model(
             folder,
             self.config.model,
             self.model_config,
-            self.model.state_dict(),
+            weights,
             self.tokenizer,
+            dtype,
             step=self.step,
             tokens=self.tokens,
             validation_nats=_finite(self.validation_nats),
@@ -459,6 +538,7 @@ class Trainer:
             "validation_nats": _finite(self.validation_nats),
             "best_nats": _finite(self.best_nats),
             "text_sha256": self._fingerprint(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def _fingerprint(self) -> str:
@@ -468,13 +548,15 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """The optimizer's moments, the carried state, the losses since the log, the generators."""
         tensors = {
-            f"optimizer.{i}.{key}": value
-            for i, parameter in enumerate(self.optimizer.state_dict()["state"].values())
-            for key, value in parameter.items()
+            f"optimizer.{i}.{key}": whole(value)
+            for i, moments in self.optimizer.state_dict()["state"].items()
+            for key, value in moments.items()
         }
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
         tensors |= {f"state.{i}": part for i, part in enumerate(parts) if part is not None}
-        tensors |= {f"loss.{i}": loss for i, loss in enumerate(self.losses)}
+        if self.losses:
+            losses = self.team.mean(torch.stack(self.losses)).unbind()
+            tensors |= {f"loss.{i}": loss for i, loss in enumerate(losses)}
         tensors["generator.cpu"] = torch.get_rng_state()
         if self.device.type != "cpu":
             tensors["generator.device"] = _accelerator(self.device).get_rng_state()
@@ -491,8 +573,10 @@ class Trainer:
         if not folder.is_dir():  # a crash between two renames leaves only the older version
             folder = self.out / "last.old"
         scalars = read_json(folder / "training.json")
-        saved, now = scalars["config"], asdict(self.config)
-        settings = (saved.keys() | now.keys()) - {"steps", "minutes", "device"}
+        now = asdict(self.config)
+        since = {f.name: f.default for f in fields(self.config) if f.name not in scalars["config"]}
+        saved = since | scalars["config"]  # an older version had fewer settings
+        settings = (saved.keys() | now.keys()) - FREE
         if changed := sorted(name for name in settings if saved.get(name) != now.get(name)):
             was = ", ".join(f"{name}={saved.get(name)}, not {now.get(name)}" for name in changed)
             raise CheckpointError(
@@ -508,17 +592,23 @@ class Trainer:
         self.training_seconds = scalars["training_seconds"]
         self.validation_nats = scalars["validation_nats"] or math.inf
         self.best_nats = scalars["best_nats"] or math.inf
+        self.scaler.load_state_dict(scalars.get("scaler") or self.scaler.state_dict())
         self._load(read_tensors(folder / "model.safetensors"), folder)
-        self._trim_log()
+        if self.log is not None:
+            self.log.trim(self.step)
 
     def _load(self, weights: dict[str, Tensor], folder: Path) -> None:
         tensors = read_tensors(folder / "training.safetensors")
-        load_weights(self.model, weights)
+        now = self.model.state_dict()
+        load_weights(self.model, {k: as_sharded(w, now[k]) for k, w in weights.items()})
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, i, key = name.split(".")
-                moments.setdefault(int(i), {})[key] = tensor
+                p = parameters[int(i)]
+                part = as_sharded(tensor, p) if tensor.shape == p.shape else tensor
+                moments.setdefault(int(i), {})[key] = part
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         parts = [tensors[k].to(self.device) for k in _numbered(tensors, "state")]
@@ -528,19 +618,14 @@ class Trainer:
         if self.device.type != "cpu" and "generator.device" in tensors:
             _accelerator(self.device).set_rng_state(tensors["generator.device"])
 
-    def _trim_log(self) -> None:
-        """Drop rows later than the checkpoint: they will be written again."""
-        assert self.out is not None
-        path = self.out / "log.csv"
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) <= self.step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, reader.fieldnames or [])
-            writer.writeheader()
-            writer.writerows(rows)
+
+def _summary(row: dict[str, float | None]) -> str:
+    """The evaluation in the progress bar."""
+    mfu = "" if row["mfu"] is None else f", MFU {row['mfu']:.0%}"
+    return (
+        f"train {row['train_nats']:.3f}, validation {row['validation_nats']:.3f} nats, "
+        f"{row['tokens_per_second']:,.0f} tokens/s{mfu}"
+    )
 
 
 def _finite(number: float) -> float | None:

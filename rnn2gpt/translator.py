@@ -204,7 +204,7 @@ class TranslationTrainer(Trainer):
         tokenizer: PairTokenizer,
         splits: Splits,
         out: str | Path | None = None,
-        **facts: Any,
+        **others: Any,
     ) -> None:
         self.pairs = tokenizer.encode(splits["train"])
         self.held_out = tokenizer.encode(splits["validation"])
@@ -214,7 +214,7 @@ class TranslationTrainer(Trainer):
             torch.tensor([i for source, target in pairs for i in (*source, EOS, *target)])
             for pairs in (self.pairs, self.held_out)
         )  # flat, as `Trainer` knows data: its fingerprint is taken of them
-        super().__init__(config, model_config, tokenizer, train, validation, out, **facts)
+        super().__init__(config, model_config, tokenizer, train, validation, out, **others)
 
     def _order(self, epoch: int) -> Int64[Tensor, " N"]:
         generator = torch.Generator().manual_seed(self.config.seed * 2**32 + epoch)
@@ -227,6 +227,11 @@ class TranslationTrainer(Trainer):
         begun = self.target_lengths[self.order(epochs)[:rest]].sum()
         return epochs * int(self.target_lengths.sum()) + int(begun)
 
+    def batch(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Source with its lengths, and target, of the coming step."""
+        source, lengths, target = self.pair_batch()
+        return (source, lengths), target
+
     def pair_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """source (B, S), its lengths (B,) and target (B, T) of the coming step."""
         first, n = self.step * self.config.batch_size, len(self.pairs)
@@ -234,10 +239,10 @@ class TranslationTrainer(Trainer):
         source, lengths, target = pad_pairs([self.pairs[self.order(i // n)[i % n]] for i in places])
         return source.to(self.device), lengths, target.to(self.device)
 
-    def loss(self) -> Tensor:
-        source, lengths, target = self.pair_batch()
-        logits = conditioned(self.model, source, lengths)(shift_right(target, BOS))
-        return label_smoothed_cross_entropy(logits, target, self.config.label_smoothing, PAD)
+    def loss(self, model: nn.Module, inputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        """Mean smoothed cross-entropy of the targets, given `inputs`: sources and lengths."""
+        logits = conditioned(model, *inputs)(shift_right(targets, BOS))
+        return label_smoothed_cross_entropy(logits, targets, self.config.label_smoothing, PAD)
 
     def validate(self) -> float:
         return held_out_nats(self.model, self.held_out)

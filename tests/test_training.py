@@ -7,9 +7,11 @@ import json
 import math
 import os
 import signal
+import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,19 +25,14 @@ from rnn2gpt import checkpoint, generation
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
 from rnn2gpt.data import CharTokenizer
+from rnn2gpt.devices import PRECISIONS, OutOfMemory, peak_flops, pick_device, pick_precision
+from rnn2gpt.evaluation import evaluate
 from rnn2gpt.gpt import GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig, generate
+from rnn2gpt.optim import cosine_schedule, trapezoid_schedule
 from rnn2gpt.rnn import CharRNNConfig
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
-from rnn2gpt.training import (
-    Trainer,
-    TrainingConfig,
-    cosine_schedule,
-    evaluate,
-    pick_device,
-    seed_everything,
-    tapes,
-)
+from rnn2gpt.training import Trainer, TrainingConfig, seed_everything, snapshot_steps, tapes
 
 STORED = Path(__file__).parent.parent / "book" / "_data" / "models"
 TEXT = "how much wood would a woodchuck chuck if a woodchuck could chuck wood?\n" * 40
@@ -90,6 +87,17 @@ def test_cosine_schedule_at_its_corners() -> None:
     assert rate(10) == rate(99) == 0.1
     assert all(rate(s) > rate(s + 1) for s in range(4, 10))
     assert cosine_schedule(0, 1.0, 0.1, warmup_steps=0, total_steps=10) == 1.0
+
+
+def test_trapezoid_schedule_at_its_corners() -> None:
+    def rate(step: int, total: float = 20) -> float:
+        return trapezoid_schedule(step, 1.0, 0.1, warmup_steps=4, total_steps=total)
+
+    assert [rate(s) for s in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(rate(s) == 1.0 for s in range(4, 13))
+    assert rate(16) == pytest.approx(0.55) and rate(20) == rate(99) == pytest.approx(0.1)
+    assert rate(1000, math.inf) == 1.0  # no end in sight, no fall
+    assert trapezoid_schedule(5, 1.0, 0.0, warmup_steps=10, total_steps=5) == pytest.approx(6 / 11)
 
 
 @pytest.mark.parametrize("n", [300, 301, 257, 20, 2])
@@ -159,11 +167,32 @@ def test_training_learns(tmp_path: Path) -> None:
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("chuck")) == "chuck"
 
 
-def test_resume_is_exact_to_the_last_bit(tmp_path: Path) -> None:
+GPT_CONFIG = replace(CONFIG, model="gpt", batch_size=6)
+GPT_SIZES = GPTConfig(
+    vocab_size=TOKENIZER.vocab_size, block_size=10, n_layers=2, n_heads=2, d_model=16, dropout=0.2
+)
+PLAIN_SIZES = replace(GPT_SIZES, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (CONFIG, SIZES),
+        (GPT_CONFIG, GPT_SIZES),
+        (replace(GPT_CONFIG, accumulate=3, schedule="trapezoid"), GPT_SIZES),
+        (replace(GPT_CONFIG, optimizer="muon"), GPT_SIZES),
+        (replace(GPT_CONFIG, precision="bfloat16"), GPT_SIZES),
+        (replace(GPT_CONFIG, precision="float16"), GPT_SIZES),
+    ],
+    ids=["lstm", "gpt", "accumulate", "muon", "bfloat16", "float16"],
+)
+def test_resume_is_exact_to_the_last_bit(
+    tmp_path: Path, config: TrainingConfig, sizes: Any
+) -> None:
     """Stopped between two evaluations, with dropout on: weights and log equal the unbroken run."""
-    whole = trainer(tmp_path / "whole")
+    whole = trainer(tmp_path / "whole", config, sizes)
     whole.run()
-    part = trainer(tmp_path / "parts")
+    part = trainer(tmp_path / "parts", config, sizes)
     train_step = part.train_step
 
     def press_ctrl_c_at_step_7() -> None:
@@ -175,7 +204,7 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path) -> None:
     result = part.run()
     assert result.interrupted and result.step == 7
     seed_everything(99)  # whatever else happened in between
-    rest = trainer(tmp_path / "parts")
+    rest = trainer(tmp_path / "parts", config, sizes)
     rest.resume()
     assert rest.step == 7
     assert rest.run().step == 12
@@ -184,6 +213,157 @@ def test_resume_is_exact_to_the_last_bit(tmp_path: Path) -> None:
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         for name in ("step", "learning_rate", "train_nats", "validation_nats"):
             assert a[name] == b[name], name
+
+
+def test_parts_of_a_batch_add_up_to_the_batch() -> None:
+    """Gradients, and so a whole run, are those of the batch in one piece, up to rounding."""
+    runs = {}
+    for parts in (1, 2, 6):
+        run = trainer(None, replace(GPT_CONFIG, accumulate=parts), PLAIN_SIZES)
+        assert len(list(run._micro_batches(parts))) == parts
+        runs[parts] = run.run()
+        assert runs[parts].tokens == runs[1].tokens == 12 * 60
+        assert runs[parts].validation_nats == pytest.approx(runs[1].validation_nats, abs=1e-4)
+    with pytest.raises(ValueError, match="accumulate=4 does not divide batch_size=6"):
+        replace(GPT_CONFIG, accumulate=4)
+    with pytest.raises(ValueError, match="lstm reads pairs or carries a state"):
+        replace(CONFIG, accumulate=2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("adamw", "float32"), ("adamw", "bfloat16"), ("adamw", "float16"), ("muon", "float32")],
+)
+def test_a_gpt_learns_with_every_optimizer_and_precision(optimizer: str, precision: str) -> None:
+    config = replace(GPT_CONFIG, steps=150, evaluate_every=150, precision=precision)
+    run = trainer(None, replace(config, optimizer=optimizer), PLAIN_SIZES)
+    seen = []
+    run.model.blocks[0].feed_forward.register_forward_hook(lambda *three: seen.append(three[2]))
+    result = run.run()
+    assert result.validation_nats is not None
+    assert result.validation_nats < 0.6 * math.log(TOKENIZER.vocab_size)
+    assert seen[0].dtype == PRECISIONS[precision]
+    assert seen[-1].dtype == torch.float32  # validation is in full precision
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert result.mfu is not None and 0 < result.mfu < 1
+
+
+def test_only_matrices_of_a_gpt_decay_and_muon_takes_the_hidden_ones() -> None:
+    run = trainer(None, replace(GPT_CONFIG, optimizer="muon"), PLAIN_SIZES)
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    for group in run.optimizer.param_groups:
+        for p in group["params"]:
+            assert (p.dim() == 2) == (group["weight_decay"] > 0)
+            hidden = names[id(p)].startswith("blocks") and p.dim() == 2
+            assert group["muon"] == hidden
+    with pytest.raises(ValueError, match="rnn is no stack of blocks"):
+        replace(CONFIG, model="rnn", optimizer="muon")
+
+
+def test_compiling_is_for_cuda_or_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    trainer(None, GPT_CONFIG, PLAIN_SIZES)
+    assert not compiled
+    run = trainer(None, replace(GPT_CONFIG, compile=True), PLAIN_SIZES)
+    assert compiled == [run.objective]
+    run.run()
+
+
+def test_full_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(said), MemoryError()):
+        run = trainer(None, replace(GPT_CONFIG, accumulate=2), PLAIN_SIZES)
+        monkeypatch.setattr(run, "loss", lambda *_, error=error: (_ for _ in ()).throw(error))
+        run.objective.loss = run.loss
+        with pytest.raises(OutOfMemory, match=r"memory of cpu is full.*3 × 10 .*--accumulate 4"):
+            run.run()
+    run.objective.loss = lambda *_: torch.zeros(3) @ torch.zeros(4)  # any other error stays itself
+    with pytest.raises(RuntimeError, match="size"):
+        run.run()
+
+    def full(self: Trainer) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    (tmp_path / "t.txt").write_text(TEXT)
+    train = ("train", "--model", "rnn", "--text", tmp_path / "t.txt", "--out", tmp_path / "run")
+    done = invoke(*train, "--device", "cpu")
+    assert done.exit_code == 1 and "lower --batch-size" in done.output
+
+
+def test_snapshots_are_half_precision_copies_along_the_way(tmp_path: Path) -> None:
+    assert snapshot_steps(12, 5) == {0, 1, 2, 5, 12} and snapshot_steps(9, 2) == {0, 9}
+    assert snapshot_steps(9, 0) == set() and len(snapshot_steps(2000, 14)) == 14
+    run = trainer(tmp_path, replace(GPT_CONFIG, snapshots=5), GPT_SIZES)
+    run.run()
+    folders = sorted((tmp_path / "snapshots").iterdir())
+    assert [int(folder.name) for folder in folders] == [0, 1, 2, 5, 12]
+    assert load_file(folders[0] / "model.safetensors")["norm.weight"].dtype == torch.float16
+    last = load_model(folders[-1])
+    assert last.info["step"] == 12
+    for a, b in zip(last.model.parameters(), run.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
+    with pytest.raises(ValueError, match="budget in steps"):
+        replace(GPT_CONFIG, steps=None, minutes=1, snapshots=3)
+
+
+def test_the_log_is_drawn_and_sent_to_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path / "tensorboard"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    package = ModuleType("torch.utils.tensorboard")
+    package.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    Trainer(CONFIG, SIZES, TOKENIZER, IDS[:2500], IDS[2500:], tmp_path, tensorboard=True).run()
+    log = rows(tmp_path)
+    for name in ("train_nats", "validation_nats"):
+        sent = [(value, step) for n, value, step in written if n == name]
+        assert sent == [(float(row[name]), int(row["step"])) for row in log]
+    assert (tmp_path / "log.svg").read_text().rstrip().endswith("</svg>")
+    assert all(row["mfu"] == "" for row in log)  # an LSTM's FLOPs are not counted
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        Trainer(CONFIG, SIZES, TOKENIZER, IDS[:2500], IDS[2500:], tmp_path, tensorboard=True)
+
+
+def test_runs_of_an_older_version_resume(tmp_path: Path) -> None:
+    """Its settings, its log's columns and its training.json lack what came later."""
+    trainer(tmp_path).run()
+    path = tmp_path / "last" / "training.json"
+    scalars = json.loads(path.read_text())
+    for name in ("precision", "accumulate", "optimizer", "schedule", "snapshots"):
+        del scalars["config"][name]
+    del scalars["scaler"]
+    path.write_text(json.dumps(scalars))
+    log = [{k: v for k, v in row.items() if k != "mfu"} for row in rows(tmp_path)]
+    with (tmp_path / "log.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, log[0])
+        writer.writeheader()
+        writer.writerows(log)
+    longer = trainer(tmp_path, replace(CONFIG, steps=15))
+    longer.resume()
+    longer.run()
+    assert [row["step"] for row in rows(tmp_path)] == ["5", "10", "12", "15"]
+    assert rows(tmp_path)[0]["mfu"] == "" and rows(tmp_path)[0]["train_nats"]
+    with pytest.raises(CheckpointError, match="optimizer=adamw, not muon"):
+        config = replace(GPT_CONFIG, optimizer="muon")
+        trainer(tmp_path / "gpt", GPT_CONFIG, GPT_SIZES).run()
+        trainer(tmp_path / "gpt", config, GPT_SIZES).resume()
+    with pytest.raises(CheckpointError, match="other sizes"):
+        trainer(tmp_path / "gpt", GPT_CONFIG, replace(GPT_SIZES, d_model=32)).resume()
 
 
 def test_a_log_row_later_than_the_checkpoint_is_written_again(tmp_path: Path) -> None:
@@ -282,6 +462,24 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"'tpu' is not available here"):
         pick_device("tpu")
     assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="precision='int4'"):
+        trainer(None, replace(CONFIG, precision="int4"))
+    with pytest.raises(ValueError, match="optimizer='sgd'"):
+        replace(CONFIG, optimizer="sgd")
+    with pytest.raises(ValueError, match="choose one of cosine, trapezoid"):
+        replace(CONFIG, schedule="square")
+
+
+def test_auto_precision_is_bfloat16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    for has in (True, False):
+        capabilities = {"avx512_f": True, "avx512_bf16": has, "amx_bf16": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        expected = torch.bfloat16 if has else torch.float32
+        assert pick_precision("auto", cpu) == expected
+    assert 1e8 < peak_flops(cpu, torch.float32) < 1e14
 
 
 # --- model folders --------------------------------------------------------------------------------
