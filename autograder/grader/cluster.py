@@ -275,7 +275,7 @@ class Cluster:
         from distributed import wait
 
         if running:
-            with contextlib.suppress(TimeoutError, CancelledError):
+            with self.client.as_current(), contextlib.suppress(TimeoutError, CancelledError):
                 wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
         else:
             time.sleep(LOOK_SECONDS)
