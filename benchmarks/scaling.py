@@ -29,14 +29,13 @@ from torch import Tensor, nn
 
 from rnn2gpt.data import CharTokenizer, get_batch, load_text, split
 from rnn2gpt.gpt import GPT, GPTConfig, count_parameters, flops_per_token
-from rnn2gpt.optim import parameter_groups
+from rnn2gpt.optim import cosine_schedule, parameter_groups
 from rnn2gpt.scaling import fit_scaling_law
-from rnn2gpt.training import cosine_schedule
 
 LAYERS, HEAD, WINDOW, ROWS = 2, 16, 64, 16
-WIDTHS = (16, 32, 64, 128)
-BUDGETS = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)  # tokens
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
+WIDTHS = (16, 32, 64)
+BUDGETS = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # tokens
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
 RESAMPLES = 300
 
 
