@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,6 +27,7 @@ from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
 from rnn2gpt.data import CharTokenizer
 from rnn2gpt.devices import PRECISIONS, OutOfMemory, peak_flops, pick_device, pick_precision
+from rnn2gpt.distributed import Team
 from rnn2gpt.evaluation import evaluate
 from rnn2gpt.gpt import GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig, generate
@@ -654,3 +656,58 @@ def test_data_command_verifies_texts_pairs_and_merges() -> None:
     assert table["gettext"]["pairs"] > 9_000 and table["gpt2"]["merges"] == 50_000
     shown = invoke("data").output
     assert all(name in shown for name in table)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [["--accumulate", "2"], ["--shard"]], ids=["data-parallel", "sharded"]
+)
+def test_two_processes_do_what_one_does(
+    tmp_path: Path, text_file: Path, options: list[str]
+) -> None:
+    """The same losses for the same batches; the files are one process's, which can resume them."""
+    train = ["train", "--model", "gpt", "--text", text_file, "--device", "cpu", "--json"]
+    train += ["--d-model", 16, "--n-layers", 2, "--n-heads", 2, "--block-size", 12]
+    train += ["--batch-size", 8, "--evaluate-every", 5]
+    alone = json.loads(invoke(*train, "--steps", 15, "--out", tmp_path / "one").stdout)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
+    command += ["-m", "course.cli", *map(str, train), *options, "--steps", "10"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)  # of one process: only the first speaks
+    assert (together["step"], together["tokens"]) == (10, 10 * 8 * 12)
+    rest = invoke(*train, "--steps", 15, "--out", tmp_path / "two", "--resume")
+    assert json.loads(rest.stdout)["step"] == 15
+    for name in ("train_nats", "validation_nats"):
+        losses = [[float(row[name]) for row in rows(tmp_path / run)] for run in ("one", "two")]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert alone["validation_nats"] == pytest.approx(losses[0][-1])
+    one, two = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=1e-3), name
+
+
+def test_what_processes_cannot_share_is_said() -> None:
+    two = Team(rank=0, size=2)
+    with pytest.raises(ValueError, match="lstm trains in one process"):
+        Trainer(CONFIG, SIZES, TOKENIZER, IDS, IDS, team=two)
+    odd = replace(GPT_CONFIG, batch_size=9)
+    with pytest.raises(ValueError, match="2 processes do not divide batch_size=9"):
+        Trainer(odd, GPT_SIZES, TOKENIZER, IDS, IDS, team=two)
+    with pytest.raises(ValueError, match="start them with torchrun"):
+        trainer(None, replace(GPT_CONFIG, shard=True), GPT_SIZES)
+    with pytest.raises(ValueError, match="shard goes with optimizer adamw"):
+        config = replace(GPT_CONFIG, shard=True, optimizer="muon")
+        Trainer(config, GPT_SIZES, TOKENIZER, IDS, IDS, team=two)
