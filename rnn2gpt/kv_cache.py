@@ -37,14 +37,16 @@ class KVCache:
 
         Raises `ValueError` when they do not fit.
         """
-        end = self.length + k.shape[2]
+        t = k.shape[2]
+        end = self.length + t
         if end > self.max_len:
             raise ValueError(f"{end} tokens do not fit into a cache of max_len={self.max_len}")
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
+        keys, values = self.keys[layer], self.values[layer]  # (B, H, max_len, d_head)
+        keys.narrow(2, self.length, t).copy_(k)
+        values.narrow(2, self.length, t).copy_(v)
         if layer == self.n_layers - 1:
             self.length = end
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     @classmethod
     def for_model(cls, model: Any, batch_size: int) -> KVCache:

@@ -79,11 +79,12 @@ def quantize_model(model: nn.Module) -> nn.Module:
     done: dict[int, Int8Weight] = {}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, (nn.Linear, nn.Embedding)):
-                weight = done.setdefault(id(layer.weight), Int8Weight(layer.weight))
-                linear = isinstance(layer, nn.Linear)
-                new = Int8Linear(weight, layer.bias) if linear else Int8Embedding(weight)
-                setattr(parent, name, new)
+            if not isinstance(layer, (nn.Linear, nn.Embedding)):
+                continue
+            weight = done.setdefault(id(layer.weight), Int8Weight(layer.weight))
+            linear = isinstance(layer, nn.Linear)
+            new = Int8Linear(weight, layer.bias) if linear else Int8Embedding(weight)  # type: ignore[arg-type]
+            setattr(parent, name, new)
     return model
 
 

@@ -1133,7 +1133,8 @@ def _beam(
     """A beam search with one thing wrong."""
 
     def wrong(score_next, bos_id, eos_id, beam_size, max_len, length_penalty=0.0):  # type: ignore[no-untyped-def]
-        width, live, ended = size(beam_size), [([], 0.0)], []
+        width, ended = size(beam_size), []
+        live: list[tuple[list[int], float]] = [([], 0.0)]
         for _ in range(max_len + longest):
             rows = score_next([[bos_id, *ids] for ids, _ in live])
             grown = []
