@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,25 @@ class Site:
         self.pages = sorted(path.relative_to(html).as_posix() for path in html.rglob("*.html"))
 
 
-@pytest.fixture(scope="session")
-def site(root: Path) -> Iterator[Site]:
-    html = Path(build_site(root).path)
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server on the loopback interface that serves `folder`."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
 
-    handler = functools.partial(Quiet, directory=str(html))
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Site(html, f"http://127.0.0.1:{server.server_port}")
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def site(root: Path) -> Iterator[Site]:
+    html = Path(build_site(root).path)
+    with served(html) as address:
+        yield Site(html, address)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from pages import served, wait
 
 from course.cli import main
 from course.web import export_web
@@ -116,3 +119,76 @@ def test_export_writes_beside_the_checkpoint(stored: Path) -> None:
     result = CliRunner().invoke(main, ["export", "--web", str(stored)])
     assert result.exit_code == 0, result.output
     assert stored.with_name(f"{stored.name}.safetensors").is_file()
+
+
+@pytest.fixture()
+def microscope(stored: Path, root: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a page that holds the explorer and the model of `stored`."""
+    static = tmp_path / "_static"
+    static.mkdir()
+    book = root / "book"
+    for name in ("course.js", "bpe.js", "gpt.js"):
+        shutil.copy(book / "_static" / name, static)
+    shutil.copy(book / "explorers" / "microscope.js", static)
+    size = export_web(stored, static / "models" / "small-gpt.safetensors")
+    data = {"tokens": ["to", "be"], "weights": [[1, 0], [0.25, 0.75]]}
+    data |= {"layer": 1, "head": 2, "text": "these 33", "bytes": size}
+    names = ["course.js", "bpe.js", "gpt.js", "microscope.js"]
+    tags = "".join(f'<script src="_static/{name}"></script>' for name in names)
+    (tmp_path / "page.html").write_text(
+        "<!doctype html><meta charset=utf-8><div data-explorer=microscope>at rest</div>"
+        f'<script type="application/json" id="data-microscope">{json.dumps(data)}</script>{tags}',
+        "utf-8",
+    )
+    with served(tmp_path) as address:
+        yield f"{address}/page.html"
+
+
+@pytest.mark.slow
+def test_the_microscope_shows_the_packages_numbers(
+    stored: Path, microscope: str, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def text_of(selector: str) -> str:
+        return browser.find_element("css selector", selector).text
+
+    browser.get(microscope)
+    wait(browser, "document.querySelector('.heat rect')")
+    assert "“be” at place 2 looks at “be” at place 2 (75 %), “to” at place 1 (25 %)" in text_of(
+        ".reading"
+    )
+    browser.find_element("css selector", ".load button").send_keys(Keys.ENTER)
+    wait(browser, "document.querySelector('.live:not([hidden]) .steps td')")
+
+    loaded = load_model(stored)
+    model = quantize_model(loaded.model)
+    ids = loaded.tokenizer.encode("these 33")
+    seen: list[tuple[Any, Any]] = []
+    model.blocks[1].attention.register_forward_pre_hook(lambda *call: seen.append(call))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0][0]
+        (layer, inputs), *_ = seen
+        shares = layer.forward(*inputs[:4])[1][0, 2, -1]  # of the last token in head 3
+    rows = browser.find_elements("css selector", ".steps tr")[1:]
+    shown = [float(row.text.split()[-2]) for row in rows]
+    assert shown == pytest.approx([100 * share for share in shares.tolist()], abs=0.51)
+    value = text_of(".panels .bars .value")
+    best = 100 * logits[-1].softmax(0).max().item()
+    assert float(value.split()[0]) == pytest.approx(best, abs=0.51)
+
+    guess = browser.find_element("css selector", ".guess")
+    for place in range(len(ids)):  # one of the bets is right, all others are corrected
+        guess.send_keys(Keys.HOME, *[Keys.ARROW_DOWN] * place)
+        browser.find_element("css selector", ".bet button").send_keys(Keys.ENTER)
+        right = place == int(shares.argmax())
+        assert text_of(".bet output").startswith("Right:" if right else "Not so:")
+
+    trained, changed = browser.find_elements("css selector", ".panels .bars")
+    assert trained.text == changed.text
+    browser.find_element("css selector", "[data-part=positions]").send_keys(Keys.SPACE)
+    trained, changed = browser.find_elements("css selector", ".panels .bars")
+    assert trained.text != changed.text
+    first = browser.find_element("css selector", ".choice button")
+    first.send_keys(Keys.SPACE)
+    assert "at place 1 looks at" in text_of(".reading")

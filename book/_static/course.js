@@ -2,6 +2,10 @@
 // an addition; without it the explanations unfold by hand and an explorer shows its static figure.
 "use strict";
 
+// The address of a file of this folder, from any page.
+const here = document.currentScript.src;
+const asset = (name) => new URL(name, here).href;
+
 // An explorer's script calls explorer("name", (root, data) => { ... }). `root` is its box on the
 // page, emptied of the static content; `data` is what the page published under the same name.
 function explorer(name, draw) {
