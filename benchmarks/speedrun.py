@@ -364,9 +364,9 @@ def attention(contexts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
         qkv = [torch.randn(4096 // t, 4, t, 32, requires_grad=True) for _ in range(3)]
         mask = causal_mask(t)
         ways: dict[str, Callable[..., Tensor]] = {
-            "explicit": lambda *qkv, mask=mask: scaled_dot_product_attention(*qkv, mask)[0],
-            "fused with a mask": lambda *qkv, mask=mask: fused(*qkv, mask),
-            "fused, causal": lambda *qkv: fused(*qkv, is_causal=True),
+            "explicit": lambda q, k, v, mask=mask: scaled_dot_product_attention(q, k, v, mask)[0],
+            "fused with a mask": lambda q, k, v, mask=mask: fused(q, k, v, mask),
+            "fused, causal": lambda q, k, v: fused(q, k, v, is_causal=True),
         }
         seen: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(rounds + 1):
