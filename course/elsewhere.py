@@ -39,7 +39,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update
 apt-get install -y --no-install-recommends bubblewrap
 for python in python3.13 python3.12 python3.11; do
-  if command -v "$python" || apt-get install -y "$python" "$python-venv"; then break; fi
+  if apt-get install -y "$python" "$python-venv" || command -v "$python"; then break; fi
 done
 "$python" -m venv "$root/venv"
 pip=("$root/venv/bin/pip" install --no-cache-dir --constraint "$root/source/constraints.txt")
