@@ -159,6 +159,9 @@ def data(as_json: bool) -> None:
     help="What a token of text is: a character [char], or learned byte pairs.",
 )
 @click.option("--vocab-size", type=click.IntRange(min=256), help="With --tokenizer bpe [1024].")
+@click.option(
+    "--pretrained", help="Start gpt from GPT-2's weights: a folder, a file, or a name to download."
+)
 @click.option("--d-model", type=click.IntRange(min=1), help="Width of the network.")
 @click.option("--n-layers", type=click.IntRange(min=1), help="Layers of lstm [1] or gpt [4].")
 @click.option("--n-heads", type=click.IntRange(min=1), help="Attention heads of gpt [4].")
@@ -220,6 +223,9 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
     foreign |= set() if model in GPTS else {"n_heads"}
     foreign |= set() if model in ("lstm", "transformer", *GPTS) else {"dropout"}
     foreign |= set() if options["tokenizer"] == "bpe" else {"vocab_size"}
+    foreign |= set() if model == "gpt" else {"pretrained"}
+    if options["pretrained"]:  # its weights say all that
+        foreign |= {"tokenizer", "vocab_size", "d_model", "n_layers", "n_heads"}
     if unused := sorted(foreign & given.keys()):
         names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in unused)
         raise click.ClickException(f"--model {model} has no use for {names}.")
@@ -265,19 +271,27 @@ def _train(
     text_file: Path | None = None,
     tokenizer: str = "char",
     vocab_size: int = 1024,
+    pretrained: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     import torch
 
     from rnn2gpt.checkpoint import MODELS
     from rnn2gpt.data import CharTokenizer, load_text, split
+    from rnn2gpt.pretrained import load_pretrained
     from rnn2gpt.tokenizer import BPETokenizer, train_bpe
     from rnn2gpt.training import Trainer, TrainingConfig, fit_ngram
 
     text = load_text(text_name, text_file=text_file)
     parts = split(text)
-    learned = tokenizer == "bpe"
-    tokens = BPETokenizer(train_bpe(parts[0], vocab_size)) if learned else CharTokenizer(text)
+    start = load_pretrained(pretrained, options.pop("dropout", 0.0)) if pretrained else None
+    tokens: Any
+    if start:
+        tokens = start.tokenizer
+    elif tokenizer == "bpe":
+        tokens = BPETokenizer(train_bpe(parts[0], vocab_size))
+    else:
+        tokens = CharTokenizer(text)
     train_ids, validation_ids = (torch.as_tensor(tokens.encode(part)) for part in parts)
     name = text_file.name if text_file else text_name
     if model == "ngram":
@@ -289,6 +303,9 @@ def _train(
     if not architecture.recurrent:
         sizes["block_size"] = config.block_size  # the window that it trains on is all it can read
     model_config = architecture.config(vocab_size=tokens.vocab_size, **sizes)
+    facts = {"text": name}
+    if start:
+        model_config, facts["pretrained"] = start.model.config, str(pretrained)
     trainer = Trainer(
         config,
         model_config,
@@ -297,8 +314,9 @@ def _train(
         validation_ids,
         out,
         team=team,
+        initialize=lambda model: start and model.load_state_dict(start.model.state_dict()),
         tensorboard=tensorboard,
-        text=name,
+        **facts,
     )
     if resume:
         trainer.resume()
@@ -349,7 +367,10 @@ def _training_options(model: str, **options: Any) -> dict[str, Any]:
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--pretrained", help="In place of CHECKPOINT: GPT-2's weights, as a folder, file or name."
+)
 @click.option("--prompt", help="Where the text starts [a new line].")
 @click.option("--tokens", default=500, show_default=True, type=click.IntRange(min=0))
 @click.option(
@@ -368,7 +389,8 @@ def _training_options(model: str, **options: Any) -> dict[str, Any]:
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or mps.")
 def generate(
-    checkpoint: Path,
+    checkpoint: Path | None,
+    pretrained: str | None,
     prompt: str | None,
     tokens: int,
     temperature: float,
@@ -382,11 +404,16 @@ def generate(
 
     from rnn2gpt import generation, lstm
     from rnn2gpt.checkpoint import CheckpointError, load_model
+    from rnn2gpt.data import DataError
     from rnn2gpt.devices import pick_device
+    from rnn2gpt.pretrained import load_pretrained
     from rnn2gpt.translation import PairTokenizer
 
+    if (checkpoint is None) == (pretrained is None):
+        raise click.UsageError("Give the folder CHECKPOINT, or --pretrained.")
     try:
-        loaded, where = load_model(checkpoint), pick_device(device)
+        loaded = load_pretrained(pretrained) if pretrained else load_model(checkpoint or Path())
+        where = pick_device(device)
         if isinstance(loaded.tokenizer, PairTokenizer):
             raise CheckpointError(
                 f"{checkpoint} holds a model that translates: try `rnn2gpt translate {checkpoint}`."
@@ -412,7 +439,7 @@ def generate(
             generation.generate(loaded.model, ids, tokens, top_k=top_k, top_p=top_p, **options)
         else:
             lstm.generate(loaded.stream, ids, tokens, **options)
-    except (CheckpointError, ValueError) as error:
+    except (CheckpointError, DataError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo()
 

@@ -71,7 +71,8 @@ from rnn2gpt.tokenizer import BPETokenizer
 
 SCHEDULES = {"cosine": cosine_schedule, "trapezoid": trapezoid_schedule}
 # What a run may change when it resumes: its budget, and the machine that it runs on.
-FREE = {"steps", "minutes", "device", "precision", "accumulate", "compile", "shard", "snapshots"}
+FREE = {"steps", "minutes", "evaluate_every", "snapshots"}
+FREE |= {"device", "precision", "accumulate", "compile", "shard"}
 
 
 @dataclass(frozen=True, kw_only=True)

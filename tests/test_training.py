@@ -15,10 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from course.cli import LANGUAGE_MODELS, main
@@ -32,6 +34,7 @@ from rnn2gpt.evaluation import evaluate
 from rnn2gpt.gpt import GPTConfig
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig, generate
 from rnn2gpt.optim import cosine_schedule, trapezoid_schedule
+from rnn2gpt.pretrained import load_pretrained
 from rnn2gpt.rnn import CharRNNConfig
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 from rnn2gpt.training import Trainer, TrainingConfig, seed_everything, snapshot_steps, tapes
@@ -626,6 +629,91 @@ def test_a_gpt_on_byte_pairs_trains_streams_and_counts_characters(tmp_path: Path
     assert invoke(*narrow, "--top-p", 1e-9).stdout == greedy != invoke(*narrow).stdout
     refused = invoke("generate", STORED / "lstm", "--top-k", 3)
     assert refused.exit_code == 1 and "are for a GPT" in refused.output
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 of random weights with GPT-2's vocabulary, as Hugging Face saves it."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=32)
+    folder = tmp_path_factory.mktemp("gpt2")
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_pretrained_weights_start_a_run_and_write(
+    tmp_path: Path, gpt2_folder: Path, text_file: Path
+) -> None:
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(gpt2_folder).eval()
+    loaded = load_pretrained(str(gpt2_folder))
+    ids = torch.tensor([loaded.tokenizer.encode("Now is the winter of our discontent")])
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(ids)[0], theirs(ids).logits, atol=1e-4)
+
+    ask = ("--prompt", "Now is", "--tokens", 12, "--temperature", 0)
+    greedy = theirs.generate(ids[:, :2], max_new_tokens=12, do_sample=False, pad_token_id=0)
+    written = invoke("generate", "--pretrained", gpt2_folder, *ask)
+    assert written.stdout == loaded.tokenizer.decode(greedy[0].tolist()) + "\n"
+
+    train = ("train", "--model", "gpt", "--text", text_file, "--device", "cpu", "--json")
+    train += ("--pretrained", gpt2_folder, "--block-size", 8, "--batch-size", 2)
+    done = invoke(*train, "--steps", 1, "--learning-rate", 1e-9, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    tuned = load_model(tmp_path / "run")
+    assert tuned.info["pretrained"] == str(gpt2_folder) and tuned.tokenizer.vocab_size == 50257
+    with torch.no_grad():  # the run began at these weights and has hardly moved
+        assert torch.allclose(tuned.model(ids)[0], theirs(ids).logits, atol=1e-3)
+    refused = invoke(*train, "--d-model", 32, "--out", tmp_path / "other")
+    assert refused.exit_code == 1 and "no use for --d-model" in refused.output
+    refused = invoke("train", "--model", "rnn", "--pretrained", gpt2_folder)
+    assert refused.exit_code == 1 and "no use for --pretrained" in refused.output
+
+
+def test_one_file_of_weights_is_enough_if_heads_are_64_wide(
+    tmp_path: Path, gpt2_folder: Path
+) -> None:
+    weights = load_file(gpt2_folder / "model.safetensors")
+    save_file(weights, tmp_path / "weights.safetensors")
+    config = load_pretrained(str(tmp_path / "weights.safetensors")).model.config
+    assert (config.n_layers, config.n_heads, config.block_size) == (2, 1, 32)
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "less.safetensors")
+    with pytest.raises(CheckpointError, match=r"mlp\.c_fc"):
+        load_pretrained(str(tmp_path / "less.safetensors"))
+    with pytest.raises(CheckpointError, match=r"no file or folder \./gpt2"):
+        load_pretrained("./gpt2")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        load_pretrained(str(tmp_path.parent))
+    small = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=1, n_positions=8, vocab_size=99)
+    transformers.GPT2LMHeadModel(small).save_pretrained(tmp_path / "small")
+    with pytest.raises(CheckpointError, match="99 tokens"):
+        load_pretrained(str(tmp_path / "small"))
+
+
+def test_a_name_is_downloaded_or_the_error_says_what_to_do(
+    gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(gpt2_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_pretrained("gpt2").info["pretrained"] == "gpt2"
+    assert asked == [("gpt2", ["config.json", "*.safetensors"])]
+
+    def offline(name: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    done = invoke("generate", "--pretrained", "gpt2")
+    assert done.exit_code == 1 and "could not be downloaded" in done.output
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    done = invoke("generate", "--pretrained", "gpt2")
+    assert done.exit_code == 1 and "pip install huggingface-hub" in done.output
+    both = invoke("generate", STORED / "lstm", "--pretrained", "gpt2")
+    assert both.exit_code == 2 and "Give the folder CHECKPOINT, or --pretrained" in both.output
 
 
 def test_train_resumes_with_a_larger_budget(tmp_path: Path, text_file: Path) -> None:
