@@ -165,6 +165,8 @@ def _generic_mistakes(exercise: Exercise, right: Any) -> Iterator[tuple[str, Any
     Each yields a name, the mutant, and the sentence it must be rejected with (empty: any).
     Which of them an exercise is tested for follows from the guards it declares.
     """
+    if not _has_result(right):
+        return
     declared = {spec.title for spec in exercise.cases if spec.guard}
     yield "returns zeros", _mutate(right, _zeros), ""
     if guards.GRADIENT_TITLE in declared:
@@ -181,9 +183,21 @@ def _mutate(right: Any, change: Callable[[Mutant], Mutant]) -> Any:
     """The function changed, or a subclass whose `forward` is; without one, every public method."""
     if not isinstance(right, type):
         return change(right)
-    public = [name for name, method in inspect.getmembers(right, callable) if name[0] != "_"]
+    public = _public(right)
     names = ["forward"] if "forward" in public else public
     return type(right.__name__, (right,), {name: change(getattr(right, name)) for name in names})
+
+
+def _has_result(right: Any) -> bool:
+    """Whether there is a result to spoil: a class that only holds values has none, and neither has
+    a function that returns None."""
+    if isinstance(right, type):
+        return bool(_public(right))
+    return inspect.signature(right).return_annotation not in (None, "None")
+
+
+def _public(cls: type) -> list[str]:
+    return [name for name, method in inspect.getmembers(cls, callable) if name[0] != "_"]
 
 
 def _map_tensors(change: Callable[[torch.Tensor], Any], value: Any) -> Any:

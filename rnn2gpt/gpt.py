@@ -7,7 +7,7 @@ table for the embedding and the head. GPT-2's published weights fit this model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,7 +99,8 @@ class GPT(nn.Module):
             raise ValueError(f"{past + t} tokens are longer than block_size={self.block_size}")
         positions = torch.arange(past, past + t, device=ids.device)  # (T,)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
-        mask = causal_mask(t, past + t, device=ids.device)  # (T, past + T)
+        # A single new token may read all that is there; more need a mask, (T, past + T).
+        mask = causal_mask(t, past + t, device=ids.device) if t > 1 else None
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, None if cache is None else partial(cache.update, layer))
         logits = self.head(self.norm(x))
@@ -134,6 +135,41 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * multiplied + 12 * config.n_layers * config.d_model * config.block_size
 
 
+def gpt2_layout(n_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """GPT-2's name of each part and ours, which are three where GPT-2 makes q, k and v at once."""
+    yield "wte", ("token_embedding",)
+    yield "wpe", ("position_embedding",)
+    for i in range(n_layers):
+        theirs, ours = f"h.{i}", f"blocks.{i}"
+        yield f"{theirs}.ln_1", (f"{ours}.norm_1",)
+        yield f"{theirs}.attn.c_attn", tuple(f"{ours}.attention.W_{name}" for name in "qkv")
+        yield f"{theirs}.attn.c_proj", (f"{ours}.attention.W_o",)
+        yield f"{theirs}.ln_2", (f"{ours}.norm_2",)
+        yield f"{theirs}.mlp.c_fc", (f"{ours}.feed_forward.W_1",)
+        yield f"{theirs}.mlp.c_proj", (f"{ours}.feed_forward.W_2",)
+    yield "ln_f", ("norm",)
+
+
+def _turn(theirs: str, tensor: Tensor) -> Tensor:
+    """GPT-2 keeps a linear map's matrix as (in, out), where `nn.Linear` has (out, in)."""
+    return tensor.t() if theirs.rsplit(".", 1)[-1].startswith("c_") else tensor
+
+
+def gpt2_state_dict(model: GPT) -> dict[str, Tensor]:
+    """The weights of `model` in GPT-2's layout, under the names that Hugging Face gives them.
+
+    The tied head is left out, as in the files there. A model without biases has none here either.
+    """
+    ours, theirs = model.state_dict(), {}
+    for name, parts in gpt2_layout(model.config.n_layers):
+        for kind in ("weight", "bias"):
+            tensors = [ours[f"{part}.{kind}"] for part in parts if f"{part}.{kind}" in ours]
+            if tensors:
+                whole = _turn(name, torch.cat(tensors))  # 3 × (D, D) → (3D, D) → (D, 3D)
+                theirs[f"transformer.{name}.{kind}"] = whole.contiguous()
+    return theirs
+
+
 def load_gpt2_state_dict(model: GPT, state_dict: Mapping[str, Tensor]) -> None:
     """Copy weights in GPT-2's layout, as Hugging Face stores them, into `model`.
 
@@ -146,34 +182,15 @@ def load_gpt2_state_dict(model: GPT, state_dict: Mapping[str, Tensor]) -> None:
     head = left.pop("lm_head.weight", None)
     if head is not None and not torch.equal(head, left.get("wte.weight", head)):
         raise ValueError("lm_head.weight differs from wte.weight: this model ties the two")
-
-    def take(name: str) -> Tensor:
-        if name not in left:
-            raise ValueError(f"The weights lack {name}: are they a GPT-2 of this size?")
-        return left.pop(name)
-
-    ours = {
-        "token_embedding.weight": take("wte.weight"),
-        "position_embedding.weight": take("wpe.weight"),
-        "norm.weight": take("ln_f.weight"),
-        "norm.bias": take("ln_f.bias"),
-    }
-    for i in range(model.config.n_layers):
-        block, theirs = f"blocks.{i}.", f"h.{i}."
-        for name, part in (("norm_1", "ln_1"), ("norm_2", "ln_2")):
-            ours[f"{block}{name}.weight"] = take(f"{theirs}{part}.weight")
-            ours[f"{block}{name}.bias"] = take(f"{theirs}{part}.bias")
-        weight, bias = take(f"{theirs}attn.c_attn.weight"), take(f"{theirs}attn.c_attn.bias")
-        for name, w, b in zip("qkv", weight.chunk(3, dim=1), bias.chunk(3), strict=True):
-            ours[f"{block}attention.W_{name}.weight"] = w.T  # (D, 3D) → 3 × (D, D)
-            ours[f"{block}attention.W_{name}.bias"] = b
-        for name, part in (
-            ("attention.W_o", "attn.c_proj"),
-            ("feed_forward.W_1", "mlp.c_fc"),
-            ("feed_forward.W_2", "mlp.c_proj"),
-        ):
-            ours[f"{block}{name}.weight"] = take(f"{theirs}{part}.weight").T
-            ours[f"{block}{name}.bias"] = take(f"{theirs}{part}.bias")
+    known, ours = model.state_dict(), {}
+    for name, parts in gpt2_layout(model.config.n_layers):
+        for kind in ("weight", "bias"):
+            if f"{parts[0]}.{kind}" in known:
+                if f"{name}.{kind}" not in left:
+                    raise ValueError(f"The weights lack {name}.{kind}: are they a GPT-2's?")
+                whole = _turn(name, left.pop(f"{name}.{kind}"))  # (D, 3D) → (3D, D)
+                split = zip(parts, whole.tensor_split(len(parts)), strict=True)
+                ours |= {f"{part}.{kind}": tensor for part, tensor in split}
     if left:
         raise ValueError(f"No place in this model for {', '.join(sorted(left)[:3])}")
     ours["head.weight"] = ours["token_embedding.weight"]

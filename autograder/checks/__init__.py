@@ -16,6 +16,7 @@ CHAPTERS = (
     "multi_head_attention",
     "transformer",
     "tokenization",
+    "gpt",
     "pretraining",
     "generation",
 )

@@ -35,13 +35,14 @@ DEVICE = {
 }
 
 Inputs = Callable[[Rng, torch.dtype], tuple[Any, ...]]
+Build = tuple[Any, ...] | Callable[[Handle], tuple[Any, ...]] | None
 
 
 def guard(
     exercise: Exercise,
     inputs: Inputs,
     *,
-    build: tuple[Any, ...] | None = None,
+    build: Build = None,
     gradient: bool = True,
     mutation: bool = True,
     dtype: bool = True,
@@ -50,14 +51,15 @@ def guard(
     """Declare the standard guards of an exercise.
 
     `inputs(rng, dtype)` makes the arguments of one call. For a class, `build` holds the
-    constructor's arguments. The four flags leave a guard out where it has no meaning.
+    constructor's arguments, or makes them from the handle where one of them is an object that
+    lives beside the student's code. The four flags leave a guard out where it has no meaning.
     """
 
     def subject(student: Handle, rng: Rng, kind: torch.dtype) -> Handle:
         """The function, or a module with random weights of the wanted dtype."""
         if build is None:
             return student
-        module = student.hold(*build)
+        module = student.hold(*_arguments(build, student))
         weights = rng.like(module.shapes())
         return module.load({name: w.to(kind) for name, w in weights.items()}).eval()
 
@@ -69,6 +71,10 @@ def guard(
         _guard_dtype(exercise, inputs, subject)
     if device:
         _guard_device(exercise, inputs, build)
+
+
+def _arguments(build: Build, student: Handle) -> tuple[Any, ...]:
+    return build(student) if callable(build) else build or ()
 
 
 def _floating(value: Any) -> list[torch.Tensor]:
@@ -119,9 +125,10 @@ def _guard_dtype(exercise: Exercise, inputs: Inputs, subject: Callable[..., Hand
                 fail(DTYPE)
 
 
-def _guard_device(exercise: Exercise, inputs: Inputs, build: tuple[Any, ...] | None) -> None:
+def _guard_device(exercise: Exercise, inputs: Inputs, build: Build) -> None:
     @exercise.case(DEVICE_TITLE, guard=True)
     def _(student: Handle, rng: Rng) -> None:
-        reason = student.on_fake_device(*inputs(rng, torch.float32), build=build)
+        made = None if build is None else _arguments(build, student)
+        reason = student.on_fake_device(*inputs(rng, torch.float32), build=made)
         if reason is not None:
             fail(DEVICE.get(reason, DEVICE["mixed"]))
