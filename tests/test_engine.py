@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from autograder.child.protocol import Items, Parameter, Seed
+from autograder.engine.callers import MEND_FIRST, charge, names_behind, names_in
 from autograder.engine.exercise import Assignment, Exercise, Rng, seed_for
 from autograder.engine.expect import Mismatch, expect, fail, same
 from autograder.engine.guards import DETACHED, DEVICE, DTYPE, MUTATES, guard
 from autograder.engine.handle import Conversation, Handle, Local, StudentError
-from autograder.engine.judge import judge
+from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.notebook import as_html, check, points_so_far, ready
 from autograder.engine.shortcuts import shortcuts_in
+from autograder.grader.repair import source_behind
 
 
 def handle_on(name: str = "f", **namespace) -> Handle:
@@ -386,3 +388,65 @@ def test_likeness_does_not_mind_the_order_of_a_dictionary() -> None:
     assert same([table, (table,)], [turned, (turned,)])
     assert not same(table, turned | {(1, 2): 4})
     assert not same([1, 2], [2, 1])
+
+
+# --- a failure is charged to the helper that caused it ------------------------------
+
+
+def doubled_and_more() -> Assignment:
+    """Two exercises, the second of which is written with the first."""
+    assignment = Assignment("00-callers", "callers", "00_callers", {"why": "Why"})
+    for name, factor in (("double", 2), ("quadruple", 4)):
+
+        def case(student, rng, factor=factor):
+            x = rng.normal(5)
+            expect(student(x)).close_to(factor * x)
+
+        assignment.exercise(name, points=1).case("multiplies")(case)
+    return assignment
+
+
+CALLERS = """
+def double(x):
+    {double}
+
+def twice(x):
+    return double(double(x))
+
+def quadruple(x):
+    return {quadruple}
+"""
+
+
+@pytest.mark.parametrize(
+    ("double", "quadruple", "charged"),
+    [
+        ("return 3 * x", "double(double(x))", True),
+        ("return 3 * x", "twice(x)", True),  # through a helper of the student's own
+        ("raise NotImplementedError", "twice(x)", True),
+        ("return 3 * x", "5 * x", False),  # calls nothing
+        ("return 3 * x", "(lambda double: 5 * double)(x)", False),  # a variable of that name
+        ("return 2 * x", "double(x)", False),  # the helper is right
+    ],
+)
+def test_a_wrong_helper_is_named_where_its_caller_fails(double, quadruple, charged):
+    first, second = doubled_and_more().exercises
+    source = CALLERS.format(double=double, quadruple=quadruple)
+    namespace = {"__name__": "__main__"}
+    exec(source, namespace)
+    results = [float(check(e, namespace[e.name], {})) for e in (first, second)]
+    verdict_ = check(second, namespace["quadruple"], {}).result
+    assert results[1] == verdict_.points == 0
+    lead = MEND_FIRST.format(helper="double")
+    assert verdict_.message.startswith(lead) is charged
+    assert names_behind(namespace["quadruple"]) & {"double"} == names_in(
+        source_behind("quadruple", [source])
+    ) & {"double"}  # the notebook and the grader see the same
+
+
+def test_a_named_mistake_needs_no_other_reason():
+    earlier = [ExerciseResult("double", 0, 1, "wrong")]
+    named = ExerciseResult("quadruple", 0, 1, "wrong", "You add.", "adds")
+    assert charge(named, {"double"}, earlier) is named
+    right = ExerciseResult("quadruple", 1, 1, "right")
+    assert charge(right, {"double"}, earlier) is right

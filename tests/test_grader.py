@@ -792,7 +792,8 @@ def test_a_student_checks_their_own_notebook(tmp_path):
         m.message for m in s.assignment().exercises[0].misconceptions if m.name == "transposed"
     )
     assert message in result.output
-    assert re.search(r"Points: [\d.]+ of \d+ on the visible cases", result.output)
+    last = result.output.strip().splitlines()[-1]
+    assert re.match(r"Points so far: [\d.]+ of \d+ on the visible cases", last)
     assert "other inputs" not in result.output  # hidden cases stay with the grader
     path.write_bytes(b"{")
     result = CliRunner().invoke(main, ["check", str(path), "--assignment", HERE])

@@ -1,25 +1,34 @@
 """The process in which a submission's code runs: `main(settings)`.
 
-`settings` holds `uid` (or None) and `limits` (names of `resource.RLIMIT_*` without the prefix, and
-their values). Requests come in on standard input and replies leave on standard output; both move
-to descriptors of their own at once, so that what a submission prints or reads goes nowhere. The
-process lowers its own limits and gives up its user before it reads the first request. Then it
-answers requests until its input closes. Besides the worker's operations there is one more,
-`cell`, which executes the source of one notebook cell in the submission's namespace.
+`settings` holds `uid` (or None), `limits` (names of `resource.RLIMIT_*` without the prefix, and
+their values) and `seccomp` (a filter of system calls in base64, or nothing). Requests come in on
+standard input and replies leave on standard output; both move to descriptors of their own at once,
+so that what a submission prints or reads goes nowhere. The process lowers its own limits and gives
+up its user before it reads the first request. Then it answers requests until its input closes.
+Besides the worker's operations there is one more, `cell`, which executes the source of one notebook
+cell in the submission's namespace.
 """
 
 from __future__ import annotations
 
+import base64
 import builtins
+import contextlib
+import ctypes
+import gc
+import importlib
 import linecache
 import os
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 from autograder.child.devices import run_on_fake_device
 from autograder.child.protocol import ConnectionClosed, ProtocolError, read_message, write_message
 from autograder.child.worker import Worker, describe
+
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38  # linux/prctl.h
 
 # The halves of the package that a set-up cell imports and that are not here.
 ABSENT = ("autograder.checks", "autograder.engine", "autograder.engine.notebook")
@@ -56,6 +65,24 @@ def _lower_rights(uid: int | None, limits: dict[str, int]) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog` of linux/filter.h: instructions of eight bytes each."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _refuse_calls(program: str) -> None:
+    """Take on a filter of system calls, for good; without one, or a kernel for it, do nothing."""
+    if not program:
+        return
+    code = base64.b64decode(program)
+    prctl = ctypes.CDLL(None).prctl
+    prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+    held = _Program(len(code) // 8, code)
+    if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(held), 0, 0)
 
 
 def _exception(name: str) -> type[Exception]:
@@ -123,19 +150,25 @@ def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
     return requests, replies
 
 
-def prepare() -> None:
-    """What takes long and is the same for every submission."""
+def prepare(libraries: Iterable[str] = ()) -> None:
+    """What takes long and is the same for every submission, `libraries` to import among it."""
     import torch
 
     torch.set_num_threads(1)
     run_on_fake_device(lambda: torch.square, (torch.ones(2),), {}, differentiate=False)
+    for name in libraries:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     for name in ABSENT:
         sys.modules[name] = _Inert(name)
+    gc.collect()
+    gc.freeze()  # what is here stays: no later collection looks at it, in no child
 
 
 def serve(settings: dict[str, Any]) -> None:
     """Give up rights, then answer requests until the grader closes the connection."""
     _lower_rights(settings["uid"], settings["limits"])
+    _refuse_calls(settings["seccomp"])
     requests, replies = _take_over_pipes()
     Session(requests, replies).serve()
 

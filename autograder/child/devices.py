@@ -1,23 +1,30 @@
-"""A device that is not there: run code on fake tensors and see whether it would work on a GPU.
+"""A device that is not there: run code on it and see whether it would work on a GPU.
 
-PyTorch's fake tensors carry shape, dtype and device but no data. On a made-up device they raise
-when an operation mixes devices, which is exactly what a mask made on the CPU does on a real GPU.
+A tensor `Elsewhere` says that it lies on a made-up device, while its numbers lie on the CPU. An
+operation between it and a tensor of the CPU raises, as it would with a real GPU; that is exactly
+what a mask made on the CPU does. All other operations run on the numbers. PyTorch's own fake
+tensors find the same mistakes, but each of their operations takes a millisecond.
+
 The registration call is private to PyTorch, so it stands here and nowhere else. Autograd counts
 the devices when it first runs, so the device is registered when this module is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "otherdevice"
+MIXED = "Expected all tensors to be on the same device, but found at least two devices"
+
+aten = torch.ops.aten
+_INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # by the CPU, too
+_COPYING = (aten.copy_.default, aten._to_copy.default)
 
 
 @functools.cache
@@ -35,7 +42,7 @@ def fake_device() -> str:
 
 
 def _describe_gru() -> torch.library.Library:
-    """Tell fake tensors the shapes of a GRU's fused step; PyTorch does so for the LSTM's alone.
+    """Tell the shapes of a GRU's fused step, which no CPU has; PyTorch does so for the LSTM's.
 
     What it registers lives as long as the library that is returned.
     """
@@ -55,82 +62,144 @@ def _describe_gru() -> torch.library.Library:
     return library
 
 
-def _move_module(module: torch.nn.Module, device: str) -> None:
-    """What `module.to(device)` does, for fake tensors: parameters and registered buffers only."""
+class Elsewhere(torch.Tensor):
+    """A tensor on the made-up device; its numbers are those of `held`, on the CPU."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Elsewhere:
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device(fake_device()),
+        )
+
+    def __init__(self, held: torch.Tensor):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return _carry_out(func, args, kwargs or {})
+
+
+class _Everywhere(TorchDispatchMode):
+    """Sees to it that tensors can be made on the made-up device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _carry_out(func, args, kwargs or {})
+
+
+def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One operation, on the numbers; the result lies where it would on a machine with both."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
+    if there and func not in _COPYING:
+        _complain_about_strays(func, args, tensors)
+    if kwargs.get("device") is not None:
+        there = torch.device(kwargs["device"]).type == fake_device()
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    numbers = tree_map(_numbers, (args, kwargs))
+    result = _run(func, *numbers)
+    if not there:
+        return result
+    known = {id(_numbers(tensor)): tensor for tensor in tensors}  # changed in place and returned
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf)
+
+    return tree_map(place, result)
+
+
+def _complain_about_strays(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> None:
+    """Raise where an operation meets a tensor of the CPU; a single number may come from there."""
+    free = tree_leaves(args[1]) if func in _INDEXING and isinstance(args[0], Elsewhere) else []
+    for tensor in tensors:
+        allowed = isinstance(tensor, Elsewhere) or any(tensor is index for index in free)
+        if not allowed and tensor.ndim > 0:
+            raise RuntimeError(f"{MIXED}, {NAME} and cpu! ({func})")
+
+
+def _numbers(leaf: Any) -> Any:
+    return leaf.held if isinstance(leaf, Elsewhere) else leaf
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operation on the CPU; zeros of the right form where only other devices have it."""
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:
+        shapes = tree_map(_as_shape, (args, kwargs))
+        return tree_map(
+            lambda leaf: torch.zeros_like(leaf, device="cpu") if _is_tensor(leaf) else leaf,
+            func(*shapes[0], **shapes[1]),
+        )
+
+
+def _as_shape(leaf: Any) -> Any:
+    return leaf.to("meta") if _is_tensor(leaf) else leaf
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def _move_module(module: torch.nn.Module) -> None:
+    """What `module.to(device)` does: parameters and registered buffers, and nothing else."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                moved = torch.nn.Parameter(_like(parameter, device), parameter.requires_grad)
-                part._parameters[name] = moved
+                moved = Elsewhere(parameter.detach())
+                part._parameters[name] = torch.nn.Parameter(moved, parameter.requires_grad)
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = _like(buffer, device)
-
-
-def _like(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """A tensor of that form on the device; under a fake mode it holds no data, and costs little."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+                part._buffers[name] = Elsewhere(buffer)
 
 
 def run_on_fake_device(
     make: Callable[[], Callable[..., Any]], args: Any, kwargs: Any, differentiate: bool
 ) -> str | None:
-    """Run `make()(*args, **kwargs)`, and its backward pass, on the fake device.
+    """Run `make()(*args, **kwargs)`, and its backward pass, on the made-up device.
 
     Returns None when it ran, or one of the reasons `"mixed"` (tensors of two devices met),
-    `"moved"` (the result is on another device), `"numpy"` (it left PyTorch). Reading a value with
-    `.item()` or branching on one cannot be followed without data and counts as having run; so does
-    an operation that fake tensors lack.
+    `"moved"` (the result is on another device), `"numpy"` (it left PyTorch).
     """
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-    )
 
-    device = fake_device()
-    with _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.nn.Module):  # a peer: it stays there, good for no other call
+            _move_module(value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        there = Elsewhere(value.detach())
+        return there.requires_grad_() if differentiate and there.is_floating_point() else there
 
-        def move(value: Any) -> Any:
-            if isinstance(value, torch.nn.Module):  # a peer: it stays there, good for no other call
-                _move_module(value, device)
-            if not isinstance(value, torch.Tensor):
-                return value
-            fake = _like(value, device)
-            return fake.requires_grad_() if differentiate and fake.is_floating_point() else fake
-
+    with _Everywhere():
         try:
             function = make()
             owner = getattr(function, "__self__", function)  # of a method: the module it belongs to
             if isinstance(owner, torch.nn.Module):
-                _move_module(owner, device)
+                _move_module(owner)
             result = function(*tree_map(move, args), **tree_map(move, kwargs))
             tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-            if any(tensor.device.type != device for tensor in tensors):
+            if any(tensor.device.type != fake_device() for tensor in tensors):
                 return "moved"
             losses = [tensor.sum() for tensor in tensors if tensor.requires_grad]
             if differentiate and losses:
                 torch.autograd.backward(losses)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            return None
         except (RuntimeError, TypeError) as error:
             return _reason(error)
     return None
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep PyTorch from logging, traceback and all, an error that is caught and reported here."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _reason(error: Exception) -> str | None:
-    """What the error says about devices; other errors are limits of fake tensors."""
+    """What the error says about devices; other errors are limits of the made-up device."""
     text = str(error).lower()
     # Autograd's threads started before the device was known, or an operation does not know it.
     if "internal assert" in text or "could not run" in text:

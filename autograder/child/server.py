@@ -21,6 +21,7 @@ from autograder.child.__main__ import prepare, serve
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND = 0x1, 0x2, 0x4, 0x1000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
+PATIENCE = 0.2  # seconds that a child has to end by itself
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -30,7 +31,7 @@ def main(settings: dict[str, Any]) -> None:
     child sees that chapter's folder alone. It dies, with whatever it started, when the other end
     of its lifeline closes.
     """
-    prepare()
+    prepare(settings["warm"])
     control = socket.socket(fileno=os.dup(0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):  # errors stay visible until a submission runs
@@ -79,8 +80,10 @@ def _start(
     os.close(requests)
     os.close(replies)
     ended = os.pidfd_open(child)
-    select.select([ended, lifeline], [], [])  # the first process ends, and with it all others
-    os._exit(0)
+    select.select([ended, lifeline], [], [])
+    if select.select([ended], [], [], PATIENCE)[0]:
+        os.waitpid(child, 0)  # so that the time it used is counted
+    os._exit(0)  # the first process ends, and with it all others
 
 
 def _mount(

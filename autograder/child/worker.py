@@ -21,23 +21,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autograder.child.devices import run_on_fake_device
 from autograder.child.protocol import Callback, Items, Parameter, ProtocolError, Ref, Seed
 
-PEERS = "rnn2gpt."  # the one package whose classes a check may build beside the student's
+# Whose classes a check may build beside the student's: the package's, and stand-ins for some.
+PEERS = ("rnn2gpt.", "autograder.child.stand_ins")
 
 
 class Watch(TorchFunctionMode):
-    """Notes which of the named PyTorch functions are called while it is active, and how many
-    numbers the largest tensor in memory holds that any function returned."""
+    """Notes which of the named PyTorch functions are called while it is active and, if `sizes`
+    matter, how many numbers the largest tensor in memory holds that any function returned."""
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: list[str], sizes: bool):
         super().__init__()
-        self.names, self.used, self.largest = set(names), set[str](), 0
+        self.names, self.used = set(names), set[str]()
+        self.sizes, self.largest = sizes, 0
+
+    def __enter__(self) -> Watch:
+        if self.names or self.sizes:  # each call into PyTorch costs more under a mode
+            super().__enter__()
+        return self
+
+    def __exit__(self, *ended: Any) -> None:
+        if self.names or self.sizes:
+            super().__exit__(*ended)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in self.names:
             self.used.add(name)
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in tree_leaves(result) if self.sizes else ():
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 held = (
                     leaf.untyped_storage().nbytes() // leaf.itemsize
@@ -111,13 +122,14 @@ class Worker:
         keep: bool = False,
         after: bool = False,
         watch: list[str] | None = None,
+        sizes: bool = False,
         wrt: list[int | str] | None = None,
         cotangent: Any = None,
     ) -> dict[str, Any]:
         function = self._find(target, method)
         if wrt is not None:
             args, kwargs = _differentiable(args, kwargs, wrt)
-        with Watch(watch or []) as watching:
+        with Watch(watch or [], sizes) as watching:
             value = function(*args, **kwargs)
         reply: dict[str, Any] = {"used": sorted(watching.used), "largest": watching.largest}
         if wrt is not None:
@@ -161,6 +173,9 @@ class Worker:
 
     def _op_parameters(self, target: torch.nn.Module) -> dict[str, Any]:
         return {"value": {name: p.detach() for name, p in target.named_parameters()}}
+
+    def _op_shapes(self, target: torch.nn.Module) -> dict[str, Any]:
+        return {"value": {name: tuple(p.shape) for name, p in target.named_parameters()}}
 
     def _op_gradients(self, target: torch.nn.Module) -> dict[str, Any]:
         return {"value": {name: p.grad for name, p in target.named_parameters()}}

@@ -176,7 +176,7 @@ class Handle:
 
         It is seen beside the student's code, so it can cost points and never earn them.
         """
-        return int(self._call(args, kwargs)["largest"])
+        return int(self._call(args, kwargs, sizes=True)["largest"])
 
     def vjp(
         self, *args: Any, cotangent: Any, wrt: tuple[int | str, ...] = (), **kwargs: Any
@@ -205,10 +205,8 @@ class Handle:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a module's parameters by name."""
-        reply = self._conversation.ask("parameters", quiet=True, target=self._target)
-        shapes = {name: tuple(p.shape) for name, p in reply["value"].items()}
-        self._conversation.steps.append(Step("shapes", shapes))
-        return shapes
+        found = self._conversation.ask("shapes", target=self._target)["value"]
+        return {str(name): tuple(shape) for name, shape in found.items()}
 
     def gradients(self) -> dict[str, torch.Tensor | None]:
         """The `.grad` of a module's parameters by name."""

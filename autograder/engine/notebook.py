@@ -7,9 +7,11 @@ in a browser the same value shows as a card.
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from typing import Any
 
+from autograder.engine.callers import charge, names_behind
 from autograder.engine.exercise import Exercise
 from autograder.engine.handle import Local
 from autograder.engine.judge import ExerciseResult, judge
@@ -46,8 +48,16 @@ def check(exercise: Exercise, student: Any, helpers: dict[str, Any]) -> Verdict:
     namespace = {exercise.name: student, **helpers}
     shortcuts = shortcuts_of(student, exercise.forbidden)
     result = judge(exercise, lambda: Local(namespace), shortcuts=shortcuts)
+    result = charge(result, names_behind(student), _earlier(exercise))
     _latest[exercise.assignment.name, exercise.name] = result
     return Verdict(result)
+
+
+def _earlier(exercise: Exercise) -> list[ExerciseResult]:
+    """The last verdicts on the exercises before this one."""
+    before = itertools.takewhile(lambda e: e is not exercise, exercise.assignment.exercises)
+    found = (_latest.get((e.assignment.name, e.name)) for e in before)
+    return [result for result in found if result]
 
 
 def ready(*exercises: Exercise) -> bool:

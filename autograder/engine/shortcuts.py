@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from autograder.engine.callers import functions_of
+
 
 def shortcuts_in(source: str, forbidden: Iterable[str]) -> tuple[str, ...]:
     """The forbidden names that `source` takes from a module, imports, or spells in `getattr`.
@@ -35,11 +37,8 @@ def _is_self(node: ast.expr) -> bool:
 
 def shortcuts_of(student: Any, forbidden: Iterable[str]) -> tuple[str, ...]:
     """The same for an object of this process, as far as its source can be read."""
-    functions = [student] if inspect.isfunction(student) else []
-    if inspect.isclass(student):
-        functions = [member for member in vars(student).values() if inspect.isfunction(member)]
     found: set[str] = set()
-    for function in functions:
+    for function in functions_of(student):
         try:
             found.update(shortcuts_in(inspect.getsource(function), forbidden))
         except (OSError, TypeError):

@@ -106,6 +106,8 @@ class Channel:
             except Exception as error:
                 known = isinstance(error, (ProtocolError, OSError))
                 self._inbox.put(error if known else ProtocolError(str(error)))
+        with contextlib.suppress(OSError, ValueError):
+            self.child.requests.close()  # a child that still listens ends by itself
 
 
 class Stopwatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from autograder.grader import cgroups, containers
 from autograder.grader.batch import default_jobs
 from autograder.grader.channel import Channel
 from autograder.grader.run import GraderError, sandbox
@@ -26,6 +28,9 @@ PROMISES = {
     "user": "another user, without rights",
     "processes": "processes are limited",
     "memory": "memory is limited",
+    "descriptors": "open files are limited",
+    "output": "no file grows past its limit",
+    "calls": "system calls that no notebook needs are refused",
 }
 _PROBE = """
 import os, socket, sys
@@ -55,6 +60,18 @@ def memory(limit):
     try: bytearray(2 * limit)
     except MemoryError: return True
     return False
+def descriptors(limit):
+    import resource
+    return 0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= limit
+def output(limit):
+    import tempfile
+    try:
+        with tempfile.TemporaryFile() as file:
+            for _ in range(limit // 65536 + 1): file.write(bytes(65536))
+    except OSError: return True
+    return False
+def calls(nothing):
+    with open("/proc/self/status") as file: return "Seccomp:\t2" in file.read()
 """
 
 
@@ -78,7 +95,7 @@ def examine() -> list[Finding]:
         findings += _promises(level)
     except GraderError as error:
         findings.append(Finding("a child", False, str(error)))
-    return [*findings, _machine()]
+    return [*findings, _groups(), *_engines(), _machine()]
 
 
 def _level(level: str) -> Finding:
@@ -126,6 +143,9 @@ def _promises(level: str) -> list[Finding]:
             "user": os.getuid() if hasattr(os, "getuid") else 0,
             "processes": LIMITS["NPROC"],
             "memory": LIMITS["AS"],
+            "descriptors": LIMITS["NOFILE"],
+            "output": LIMITS["FSIZE"],
+            "calls": None,
         }
         kept = _ask(held, inputs)
     findings = [
@@ -137,6 +157,27 @@ def _promises(level: str) -> list[Finding]:
     cost = time.monotonic() - start
     says = f"A fresh child, started, asked and ended, takes {1000 * cost:.0f} ms."
     return [*findings, Finding("speed", True, says)]
+
+
+def _groups() -> Finding:
+    """Whether memory and processes are limited for a sandbox as a whole."""
+    reason = cgroups.why_not()
+    if not reason:
+        says = f"A control group holds each sandbox to {cgroups.MEMORY >> 30} GB in all."
+        return Finding("group", True, says)
+    says = f"No control group: {reason}. Memory is limited for each process, not for all together."
+    remedy = "Grade where systemd runs the machine, or limit the container: --memory, --pids-limit."
+    return Finding("group", False, says, remedy)
+
+
+def _engines() -> list[Finding]:
+    """What `--sandbox docker` and `--sandbox podman` would meet, where the command is there."""
+    found = []
+    for engine in filter(shutil.which, containers.ENGINES):
+        reason = why_not(engine)
+        says = reason or f"`rnn2gpt grade --sandbox {engine}` works."
+        found.append(Finding(engine, not reason, says))
+    return found
 
 
 def _ask(held: Sandbox, inputs: dict[str, Any]) -> dict[str, bool]:

@@ -6,12 +6,13 @@ in it, and of hidden cases only the hint that their author wrote for the student
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup, escape
 
 from autograder.engine.exercise import Assignment, Exercise
@@ -45,16 +46,20 @@ def write_feedback(
 
 def as_page(row: dict[str, Any], assignment: Assignment | None, site: str | None = None) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters["prose"] = _prose
-    template = environment.from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
-    facts = as_facts(row, assignment, site)
+    template, facts = _template(), as_facts(row, assignment, site)
     page = template.render(facts=facts, marks=_MARKS)
     if len(page) > MAX_PAGE:
         for exercise in facts["exercises"]:
             exercise["code"] = ""
         page = template.render(facts=facts, marks=_MARKS)
     return page
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.filters["prose"] = _prose
+    return environment.from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
 
 
 def as_facts(

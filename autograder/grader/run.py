@@ -7,7 +7,9 @@ still graded.
 
 from __future__ import annotations
 
+import ast
 import atexit
+import compileall
 import contextlib
 import functools
 import hashlib
@@ -26,6 +28,7 @@ import torch
 
 import autograder
 from autograder.checks import CHAPTERS, load
+from autograder.engine.callers import charge, names_in
 from autograder.engine.exercise import Assignment, Exercise
 from autograder.engine.handle import Ended
 from autograder.engine.judge import ExerciseResult, judge
@@ -39,6 +42,7 @@ CELLS_SECONDS = 60.0  # for all cells together, restarts not counted
 EXERCISE_ROUNDS = 6  # an exercise may take this many times what one request may take
 MAX_STARTS = 20  # of children, while cells that fail are found
 MAX_ENDS = 2  # children that one exercise may cost
+_STEPS = ("repair", "sandbox", "containers", "cgroups", "seccomp", "channel", "run")
 SUBMISSION_SECONDS = 120.0  # for all cells and exercises; what is not reached by then gets nothing
 
 
@@ -84,7 +88,7 @@ def fingerprint(notebook: str) -> str:
     digest = hashlib.sha256()
     room = Path(autograder.__file__).parent
     files = [*room.glob("child/*.py"), *room.glob("engine/*.py")]
-    files += [room / "grader" / f"{step}.py" for step in ("repair", "sandbox", "channel", "run")]
+    files += [room / "grader" / f"{step}.py" for step in _STEPS]
     files += [room / "checks" / f"{notebook}.py", room / "hidden" / f"{notebook}.py"]
     files += _package_folder("rnn2gpt").glob("*.py")
     for file in sorted(files):
@@ -104,11 +108,10 @@ def run(work: Work) -> dict[str, Any]:
         return _clean(refused(assignment, str(refusal), work.level))
     attempt = Attempt(work.notebook, sandbox(work.level), repaired)
     with contextlib.closing(attempt):
-        results = [
-            _judge(exercise, attempt, work)
-            for exercise in assignment.exercises
-            if not work.only or exercise.name in work.only
-        ]
+        results = list[ExerciseResult]()
+        for exercise in assignment.exercises:
+            if not work.only or exercise.name in work.only:
+                results.append(_judge(exercise, attempt, work, results))
     result = _outline(assignment, results, work.level)
     result["message"] = summary(result["exercises"])
     result["notes"] = repaired.notes + attempt.notes()
@@ -153,7 +156,9 @@ def summary(exercises: list[dict[str, Any]]) -> str:
     return f"{right} of {len(exercises)} right. {(wrong or missing)[0]['message']}"
 
 
-def _judge(exercise: Exercise, attempt: Attempt, work: Work) -> ExerciseResult:
+def _judge(
+    exercise: Exercise, attempt: Attempt, work: Work, earlier: list[ExerciseResult]
+) -> ExerciseResult:
     source = source_behind(exercise.name, [cell.source for cell in attempt.cells])
     line = Line(attempt, exercise)
     result = judge(
@@ -166,7 +171,7 @@ def _judge(exercise: Exercise, attempt: Attempt, work: Work) -> ExerciseResult:
     problem = attempt.problem_of(exercise.name)
     if result.status == "missing" and problem:
         return replace(result, message=problem)
-    return result
+    return charge(result, names_in(source), earlier)
 
 
 class Attempt:
@@ -339,11 +344,23 @@ def _package_folder(name: str) -> Path:
 def sandbox(level: str) -> Sandbox:
     """The sandbox of this process, kept for the next submission and closed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="rnn2gpt-"))
-    sandbox = Sandbox(level, folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(sandbox.close)
     _fill(folder)
+    sandbox = Sandbox(level, folder, _libraries_in(folder))
+    atexit.register(sandbox.close)
     return sandbox
+
+
+def _libraries_in(folder: Path) -> list[str]:
+    """The modules that the chapters' own modules import from elsewhere."""
+    found = set[str]()
+    for path in folder.rglob("rnn2gpt/*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+    return sorted(name for name in found if not name.startswith("rnn2gpt"))
 
 
 def _fill(folder: Path) -> None:
@@ -358,6 +375,7 @@ def _fill(folder: Path) -> None:
         package.mkdir(parents=True)
         for module in ("__init__", *load(chapter).modules):
             shutil.copy(_package_folder("rnn2gpt") / f"{module}.py", package)
+    compileall.compile_dir(folder, quiet=2)  # a child could not keep what it compiles
     folder.chmod(0o755)
 
 

@@ -7,7 +7,11 @@ Three levels, best first:
 - `bubblewrap`       the same in a user namespace, for graders without root
 - `process`          limits and a bare environment only: no sandbox
 
-In the first two the child sees the system's libraries, this Python, and one folder made for the
+By option, `docker` and `podman` put each child into a container; see `containers`. Around
+bubblewrap stands a control group where systemd makes one, and inside it a filter of system calls
+where libseccomp is there; see `cgroups` and `seccomp`.
+
+In all but `process` the child sees the system's libraries, this Python, and one folder made for the
 assignment: the child's half of the check engine and the modules that the assignment may use. The
 course, the grader's files and other submissions are not there.
 """
@@ -24,15 +28,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
+from autograder.grader import cgroups, containers, seccomp
+
 START_SECONDS = 300.0  # to load torch, on a machine however busy
-LEVELS = ("bubblewrap-root", "bubblewrap", "process")
+LEVELS = ("bubblewrap-root", "bubblewrap", "process")  # those that are tried unasked
 HOW_TO_GET_ONE = (
     "No sandbox works on this machine, so student code would run with your rights. Install"
     " bubblewrap (Debian, Ubuntu: `sudo apt-get install bubblewrap`; Fedora: `sudo dnf install"
@@ -60,7 +66,7 @@ _BOOT = """
 import json, sys
 settings = json.loads(sys.argv[1])
 sys.path[:] = [*settings["ours"], *sys.path, *settings["libraries"]]
-sys.prefix = settings["prefix"]
+sys.prefix = settings["prefix"] or sys.prefix
 from autograder.child.{module} import main
 main(settings)
 """
@@ -73,7 +79,8 @@ if settings["uid"] is not None:
     os.setgroups([])
     os.setresgid(*[settings["uid"]] * 3)
     os.setresuid(*[settings["uid"]] * 3)
-os.listdir(settings["libraries"][0])
+for library in settings["libraries"]:
+    os.listdir(library)
 child = os.fork()
 if child == 0:
     os._exit(0)
@@ -93,15 +100,21 @@ def why_not(level: str) -> str:
     """What keeps a level from working here; nothing where it works."""
     if level == "process":
         return ""
-    if not shutil.which("bwrap"):
-        return "bubblewrap is not installed"
-    if (level == "bubblewrap-root") != (_user() == 0):
-        return "needs root" if level == "bubblewrap-root" else "not for root, who has the other one"
     settings = _settings(level) | {"outside": str(_own_root() / "autograder" / "checks")}
-    command = [*_bubblewrap(level, []), *_python(_PROBE, settings)]
+    if level in containers.ENGINES:
+        if reason := containers.why_no_image(level):
+            return reason
+        command = _container(level, containers.new_name(), {}, _PROBE, settings)
+    else:
+        if not shutil.which("bwrap"):
+            return "bubblewrap is not installed"
+        if (level == "bubblewrap-root") != (_user() == 0):
+            needs_root = level == "bubblewrap-root"
+            return "needs root" if needs_root else "not for root, who has the other one"
+        command = [*_bubblewrap(level, []), *_python(_PROBE, settings)]
     try:
         tried = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=NOTHING, check=False
+            command, capture_output=True, text=True, timeout=60, env=_outer(level), check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
@@ -129,11 +142,12 @@ class Sandbox:
     """Starts children at one level.
 
     `folder` holds `common`, with the child's half of the engine, and a folder for each chapter
-    with what that chapter's submissions may import. A child sees one of these.
+    with what that chapter's submissions may import. A child sees one of these. `warm` names
+    libraries that submissions are likely to import; a server has them ready.
     """
 
-    def __init__(self, level: str, folder: Path):
-        self.level, self.folder = level, folder
+    def __init__(self, level: str, folder: Path, warm: Iterable[str] = ()):
+        self.level, self.folder, self.warm = level, folder, list(warm)
         self._server: _Server | None = None
 
     @contextlib.contextmanager
@@ -141,8 +155,11 @@ class Sandbox:
         """A child of a chapter; dead, with all it started, afterwards."""
         if self.level == "bubblewrap-root":
             if self._server is None or not self._server.alive():
-                self._server = _Server(self.folder)
+                self._server = _Server(self.folder, self.warm)
             with self._server.child(chapter) as child:
+                yield child
+        elif self.level in containers.ENGINES:
+            with self._contained(chapter) as child:
                 yield child
         else:
             with (
@@ -153,6 +170,20 @@ class Sandbox:
                 assert process.stdin is not None and process.stdout is not None
                 find = functools.partial(_last_of_family, process.pid)
                 yield Child(process.stdin, process.stdout, process.kill, find, errors)
+
+    @contextlib.contextmanager
+    def _contained(self, chapter: str) -> Iterator[Child]:
+        name = containers.new_name()
+        code = _BOOT.replace("{module}", "__main__")
+        view = {self.folder / COMMON: f"{_COURSE}/{COMMON}", self.folder / chapter: _CHAPTER}
+        command = _container(self.level, name, view, code, _settings(self.level))
+        with (
+            tempfile.TemporaryFile() as errors,
+            containers.running(self.level, name, command, errors) as process,
+        ):
+            assert process.stdin is not None and process.stdout is not None
+            kill = functools.partial(containers.end, self.level, name)
+            yield Child(process.stdin, process.stdout, kill, lambda: None, errors)
 
     def close(self) -> None:
         """End what was kept for the next child."""
@@ -168,7 +199,9 @@ class Sandbox:
         if self.level != "process":
             view = ["--ro-bind", str(common), f"{_COURSE}/{COMMON}"]
             view += ["--ro-bind", str(folder), _CHAPTER]
-            return _popen([*_bubblewrap(self.level, view), *command], errors, env=NOTHING)
+            return _popen(
+                [*_bubblewrap(self.level, view), *command], errors, env=_outer(self.level)
+            )
         environment = _environment(scratch)
         if os.name == "nt":  # Python itself does not start without it
             environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
@@ -179,8 +212,8 @@ class Sandbox:
 class _Server:
     """A sandbox that root made, with a process in it that forks children."""
 
-    def __init__(self, folder: Path):
-        self.settings = _settings("bubblewrap-root")
+    def __init__(self, folder: Path, warm: list[str]):
+        self.settings = _settings("bubblewrap-root") | {"warm": warm}
         view = ["--ro-bind", str(folder), _COURSE, "--perms", "0755", "--dir", _CHAPTER]
         command = _python(_BOOT.replace("{module}", "server"), self.settings)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the server)
@@ -191,7 +224,7 @@ class _Server:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
-                env=NOTHING,
+                env=_outer("bubblewrap-root"),
             )
         self.control.settimeout(START_SECONDS)
         with contextlib.suppress(OSError):
@@ -220,7 +253,9 @@ class _Server:
         return _last_of_family(self.process.pid)
 
     def close(self) -> None:
-        self.control.close()
+        self.control.close()  # the server ends by itself; what its children used is then counted
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
         self.process.kill()
         self.process.wait()
 
@@ -257,28 +292,46 @@ def _alive(
         process.wait()
 
 
+def _outer(level: str) -> dict[str, str] | None:
+    """The environment of what starts a sandbox; None for the grader's own."""
+    return None if level in containers.ENGINES else NOTHING | cgroups.environment()
+
+
+def _container(
+    engine: str, name: str, view: dict[Path, str], code: str, settings: dict[str, Any]
+) -> list[str]:
+    """The whole command of a child in a container of that name."""
+    mounts = {str(source): target for source, target in view.items()}
+    how = {"memory": cgroups.MEMORY, "processes": cgroups.TASKS}
+    started = containers.run_command(
+        engine, name, mounts, _environment("/tmp"), scratch="/tmp", size=SCRATCH, **how
+    )
+    return [*started, "python3", "-I", "-c", code, json.dumps(settings)]
+
+
 def _python(code: str, settings: dict[str, Any]) -> list[str]:
     # -I: no user's environment; -S: no .pth file leads back to the course's own folder
     return [sys.executable, "-I", "-S", "-c", code, json.dumps(settings)]
 
 
 def _settings(level: str) -> dict[str, Any]:
-    limits = dict(LIMITS)
-    if level == "process":
-        del limits["NPROC"]  # would count all processes of the person who grades
-        if sys.platform == "darwin":
-            del limits["AS"]
+    limits, contained = dict(LIMITS), level in containers.ENGINES
+    if level == "process" or contained:  # would count what others run under the same user
+        del limits["NPROC"]
+    if level == "process" and sys.platform == "darwin":
+        del limits["AS"]
     return {
         # One user per grading process, so that none can use up another's processes.
         "uid": 61184 + os.getpid() % 4096 if level == "bubblewrap-root" else None,
         "limits": limits,
+        "seccomp": seccomp.program() if level.startswith("bubblewrap") else "",
         "scratch": _scratch(),
         "scratch_size": SCRATCH,
         "course": _COURSE,
         "chapter": _CHAPTER,
         "ours": [f"{_COURSE}/{COMMON}", _CHAPTER],
-        "libraries": _libraries(),
-        "prefix": sys.prefix,
+        "libraries": [] if contained else _libraries(),
+        "prefix": None if contained else sys.prefix,
     }
 
 
@@ -312,7 +365,8 @@ def _own_root() -> Path:
 
 def _bubblewrap(level: str, view: list[str]) -> list[str]:
     """The command that a child's own command line follows; `view` mounts the course's part."""
-    command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
+    command = [*cgroups.prefix(), str(shutil.which("bwrap")), "--die-with-parent", "--new-session"]
+    command += ["--clearenv", "--hostname", "sandbox"]
     if level == "bubblewrap-root":  # as root a user namespace would bar the change of user
         command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         command += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
