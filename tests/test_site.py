@@ -627,9 +627,7 @@ def test_pages_open_from_a_folder(site: Site, browser: Any) -> None:
 
 def explore(browser: Any, root: Path, folder: Path, name: str, data: object) -> None:
     """Open a page that holds nothing but the explorer `name` and its data."""
-    book = root / "book"
-    files = [book / "_static" / script for script in ["course.js", *scripts(book, name)[:-1]]]
-    files.append(book / "explorers" / f"{name}.js")
+    files = [root / "book/_static/course.js", *scripts(root / "book", name)]
     tags = "".join(f"<script>{file.read_text('utf-8')}</script>" for file in files)
     page = folder / f"{name}.html"
     page.write_text(
@@ -899,3 +897,25 @@ def test_explorer_of_attention_shows_what_the_root_is_for(
     score.send_keys(*[Keys.ARROW_RIGHT] * 10)  # both scores 1
     assert texts(browser, ".bars .value") == ["50.0 %"] * 4
     assert "gradient is 0.500" in texts(browser, ".reading")[1]
+
+
+@pytest.mark.slow
+def test_explorer_of_loss_scaling_moves_gradients_into_the_window(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    data = {"powers": [-30, -20, -10], "shares": [25.0, 25.0, 50.0]}
+    explore(browser, root, tmp_path, "loss_scaling", data)
+    assert texts(browser, ".reading") == [
+        "In float16, 25.0 % become 0, 25.0 % lose bits, 50.0 % are kept with all bits."
+    ]
+    power = browser.find_element("css selector", "input")
+    for _ in range(16):  # −30 → −14, the smallest power with all bits
+        power.send_keys(Keys.ARROW_RIGHT)
+    assert texts(browser, ".reading") == ["In float16, 100.0 % are kept with all bits."]
+    power.send_keys(Keys.END)  # −10 → 30, beyond the largest number
+    assert "100.0 % are kept" not in texts(browser, ".reading")[0]
+    assert "are infinite. The step is skipped" in texts(browser, ".reading")[0]
+    browser.find_element("css selector", "select").send_keys("b")
+    assert texts(browser, ".reading") == ["In bfloat16, 100.0 % are kept with all bits."]

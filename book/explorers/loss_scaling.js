@@ -1,0 +1,75 @@
+// Multiply a loss by a power of two and see which of its gradients a 16-bit format keeps.
+//
+// data: {powers: [e, …], shares: [% of all gradients with 2^e ≤ |g| < 2^(e + 1), …]}
+"use strict";
+
+explorer("loss_scaling", (root, data) => {
+  // The largest power that is finite, the smallest with all bits, the smallest that is not 0.
+  const formats = {
+    float16: { top: 15, normal: -14, least: -25 },
+    bfloat16: { top: 127, normal: -126, least: -134 },
+  };
+  root.innerHTML = `
+    <p class="controls">
+      <label>Loss multiplied by 2 to the power
+        <input type="range" min="0" max="40" step="1" value="0"> <output></output></label>
+      <label>Format <select><option>float16</option><option>bfloat16</option></select></label>
+    </p>
+    <svg viewBox="0 0 360 150" role="img" style="width:100%;height:auto"></svg>
+    <p class="reading" aria-live="polite"></p>`;
+  const slider = root.querySelector("input");
+  const select = root.querySelector("select");
+  const svg = root.querySelector("svg");
+  const reading = root.querySelector(".reading");
+  const low = -46;
+  const high = 24;
+  const place = (power) => (360 * (power - low)) / (high - low);
+  const fates = {
+    zero: { name: "become 0", color: "var(--figure-vermillion)" },
+    short: { name: "lose bits", color: "var(--figure-orange)" },
+    whole: { name: "are kept with all bits", color: "var(--figure-blue)" },
+    infinite: { name: "are infinite", color: "var(--figure-purple)" },
+  };
+
+  function fate(power, format) {
+    if (power > format.top) return "infinite";
+    if (power >= format.normal) return "whole";
+    return power >= format.least ? "short" : "zero";
+  }
+
+  function draw() {
+    const scale = Number(slider.value);
+    const format = formats[select.value];
+    const most = Math.max(...data.shares);
+    const sums = { zero: 0, short: 0, whole: 0, infinite: 0 };
+    const bars = data.powers.map((power, i) => {
+      const kind = fate(power + scale, format);
+      sums[kind] += data.shares[i];
+      const height = (105 * data.shares[i]) / most;
+      const x = place(power + scale);
+      const width = place(1) - place(0) - 0.6;
+      return `<rect x="${x.toFixed(1)}" y="${(120 - height).toFixed(1)}" width="${width.toFixed(1)}"
+        height="${height.toFixed(1)}" fill="${fates[kind].color}"></rect>`;
+    });
+    const edges = [format.least, format.normal, format.top + 1]
+      .filter((power) => power > low && power < high)
+      .map(
+        (power) => `<line x1="${place(power)}" x2="${place(power)}" y1="8" y2="124" stroke="currentColor"
+          stroke-dasharray="3 3"></line><text x="${place(power)}" y="138" font-size="10" fill="currentColor"
+          text-anchor="middle">2^${power}</text>`,
+      );
+    svg.innerHTML = `${edges.join("")}${bars.join("")}
+      <line x1="0" x2="360" y1="120" y2="120" stroke="currentColor"></line>`;
+    slider.nextElementSibling.textContent = scale;
+    const said = Object.keys(fates)
+      .filter((kind) => sums[kind] >= 0.05)
+      .map((kind) => `${sums[kind].toFixed(1)} % ${fates[kind].name}`);
+    const advice =
+      sums.infinite >= 0.05 ? " The step is skipped and the scale halved." : "";
+    reading.textContent = `In ${select.value}, ${said.join(", ")}.${advice}`;
+    svg.setAttribute("aria-label", `Gradients by size: ${said.join(", ")}`);
+  }
+
+  root.addEventListener("input", draw);
+  draw();
+});
