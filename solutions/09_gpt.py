@@ -166,7 +166,7 @@ if ready(checks.GPTConfig, checks.GPT):
     _, loss = model(*get_batch(train, 64, 16, chance))
     print(f"an even guess: ln V = {math.log(tokenizer.vocab_size):.3f} nats; yours: {loss:.3f}")
 
-    n_steps, losses = 400, []
+    n_steps, losses = 300, []
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     for step in range(n_steps):
         for group in optimizer.param_groups:  # up for 20 steps, then down to 0: chapter 10 says why
