@@ -2,7 +2,7 @@
 
 The file is safetensors, which JavaScript reads in a few lines: matrices in eight bits with one
 scale a row (`NAME.q`, `NAME.scale`), vectors in float32, and in its metadata, as JSON, the sizes
-(`config`), the tokenizer and what is known of the model (`info`). `book/_static/gpt.js` reads it.
+(`config`), the tokenizer and what is known of the model (`info`). `book/explorers/gpt.js` reads it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from pages import served, wait
 
 from course.cli import main
+from course.site.explorers import scripts
 from course.web import export_web
 from rnn2gpt.checkpoint import load_model, save_model
 from rnn2gpt.data import CharTokenizer
@@ -44,7 +45,7 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def in_browser(browser: Any, root: Path, folder: Path, file: Path, script: str) -> Any:
     """What `script` returns, given the GPT of `file` as `gpt`."""
-    sources = [(root / "book/_static" / name).read_text("utf-8") for name in ("bpe.js", "gpt.js")]
+    sources = [(root / "book/explorers" / name).read_text("utf-8") for name in ("bpe.js", "gpt.js")]
     page = folder / "gpt.html"
     tags = "".join(f"<script>{source}</script>" for source in sources)
     page.write_text(f"<!doctype html><meta charset=utf-8>{tags}", "utf-8")
@@ -126,15 +127,13 @@ def microscope(stored: Path, root: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a page that holds the explorer and the model of `stored`."""
     static = tmp_path / "_static"
     static.mkdir()
-    book = root / "book"
-    for name in ("course.js", "bpe.js", "gpt.js"):
-        shutil.copy(book / "_static" / name, static)
-    shutil.copy(book / "explorers" / "microscope.js", static)
+    files = [root / "book/_static/course.js", *scripts(root / "book", "microscope")]
+    for file in files:
+        shutil.copy(file, static)
     size = export_web(stored, static / "models" / "small-gpt.safetensors")
     data = {"tokens": ["to", "be"], "weights": [[1, 0], [0.25, 0.75]]}
     data |= {"layer": 1, "head": 2, "text": "these 33", "bytes": size}
-    names = ["course.js", "bpe.js", "gpt.js", "microscope.js"]
-    tags = "".join(f'<script src="_static/{name}"></script>' for name in names)
+    tags = "".join(f'<script src="_static/{file.name}"></script>' for file in files)
     (tmp_path / "page.html").write_text(
         "<!doctype html><meta charset=utf-8><div data-explorer=microscope>at rest</div>"
         f'<script type="application/json" id="data-microscope">{json.dumps(data)}</script>{tags}',
@@ -173,7 +172,7 @@ def test_the_microscope_shows_the_packages_numbers(
     rows = browser.find_elements("css selector", ".steps tr")[1:]
     shown = [float(row.text.split()[-2]) for row in rows]
     assert shown == pytest.approx([100 * share for share in shares.tolist()], abs=0.51)
-    value = text_of(".panels .bars .value")
+    value = text_of(".beside .bars .value")
     best = 100 * logits[-1].softmax(0).max().item()
     assert float(value.split()[0]) == pytest.approx(best, abs=0.51)
 
@@ -184,10 +183,10 @@ def test_the_microscope_shows_the_packages_numbers(
         right = place == int(shares.argmax())
         assert text_of(".bet output").startswith("Right:" if right else "Not so:")
 
-    trained, changed = browser.find_elements("css selector", ".panels .bars")
+    trained, changed = browser.find_elements("css selector", ".beside .bars")
     assert trained.text == changed.text
     browser.find_element("css selector", "[data-part=positions]").send_keys(Keys.SPACE)
-    trained, changed = browser.find_elements("css selector", ".panels .bars")
+    trained, changed = browser.find_elements("css selector", ".beside .bars")
     assert trained.text != changed.text
     first = browser.find_element("css selector", ".choice button")
     first.send_keys(Keys.SPACE)

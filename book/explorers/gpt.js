@@ -1,6 +1,5 @@
 // The course's GPT in the browser: reads a file of `rnn2gpt export --web` and runs it, number by
 // number as `rnn2gpt.gpt` does, with a cache of keys and values and with all that lies between.
-// needs: bpe.js
 "use strict";
 
 const EPS = 1e-5; // of the norms, as in rnn2gpt.transformer

@@ -2,7 +2,7 @@
 // softmax to the output. Before the model is loaded the page's own example is shown.
 //
 // data: {tokens, weights: (T, T) of one head, layer, head, text, bytes: of the model's file}
-// needs: bpe.js gpt.js
+// needs: bpe gpt
 // model: small-gpt
 "use strict";
 
@@ -35,7 +35,7 @@ explorer("microscope", (root, data) => {
       </div>
       <ol class="shapes"></ol>
       <p class="label">What the whole model expects after the chosen token</p>
-      <div class="panels"><div><p class="label">as trained</p><ol class="bars"></ol></div>
+      <div class="beside"><div><p class="label">as trained</p><ol class="bars"></ol></div>
         <div><p class="label">with your switches</p><ol class="bars"></ol></div></div>
     </div>`;
   const $ = (selector) => root.querySelector(selector);
@@ -182,7 +182,7 @@ explorer("microscope", (root, data) => {
       shares: trace[l].weights[h][query],
     });
     drawShapes(trace[l], h * d, d);
-    const [before, after] = root.querySelectorAll(".panels .bars");
+    const [before, after] = root.querySelectorAll(".beside .bars");
     drawNext(before, gpt.forward(ids)[query]);
     drawNext(after, logits[query]);
     const chosen = guess.value;

@@ -2,7 +2,7 @@
 //
 // data: {merges: [[left id, right id], ...] in order, text: what stands in the box at first}. Ids
 // below 256 are bytes, and merge k makes the id 256 + k.
-// needs: bpe.js
+// needs: bpe
 "use strict";
 
 explorer("tokens", (root, data) => {

@@ -5,8 +5,8 @@
     `figures.publish("NAME", ...)`, or the JSON file named by `:data:`. The content of the
     directive is what a reader without scripts sees in its place. `:label:` says aloud what it is.
 
-A script names what it builds on in comments at its top: `// needs: bpe.js gpt.js` for scripts of
-`book/_static/`, loaded before it, and `// model: small-gpt` for a folder of `book/_data/models/`,
+A script names what it builds on in comments at its top: `// needs: bpe gpt` for scripts beside it,
+loaded before it, and `// model: small-gpt` for a folder of `book/_data/models/`,
 which is then served as `_static/models/small-gpt.safetensors` and fetched when the reader asks.
 """
 
@@ -31,15 +31,16 @@ def named(script: Path, what: str) -> list[str]:
     """What a script's comment `// WHAT: one two` lists.
 
     >>> named(Path("book/explorers/tokens.js"), "needs")
-    ['bpe.js']
+    ['bpe']
     """
     found = re.search(rf"^// {what}: (.+)$", script.read_text("utf-8"), re.M)
     return found.group(1).split() if found else []
 
 
-def scripts(book: Path, name: str) -> list[str]:
-    """The scripts of explorer NAME under `_static/`, in the order in which they are loaded."""
-    return [*named(book / "explorers" / f"{name}.js", "needs"), f"explorers/{name}.js"]
+def scripts(book: Path, name: str) -> list[Path]:
+    """The scripts of explorer NAME in the order in which they are loaded."""
+    script = book / "explorers" / f"{name}.js"
+    return [*(script.with_name(f"{other}.js") for other in named(script, "needs")), script]
 
 
 class Explorer(SphinxDirective):
@@ -82,7 +83,8 @@ def _add_scripts(
     names = registry(app.env, "course_explorers").get(pagename, [])
     every = [script for name in names for script in scripts(Path(app.srcdir), name)]
     for place, script in enumerate(dict.fromkeys(every)):
-        app.add_js_file(script, loading_method="defer", priority=800 + place)
+        address = f"explorers/{script.name}"
+        app.add_js_file(address, loading_method="defer", priority=800 + place)
 
 
 def _copy_files(app: Sphinx, error: Exception | None) -> None:
@@ -90,9 +92,9 @@ def _copy_files(app: Sphinx, error: Exception | None) -> None:
         return
     book, static = Path(app.srcdir), Path(app.outdir) / "_static"
     for name in {name for page in registry(app.env, "course_explorers").values() for name in page}:
-        script = book / "explorers" / f"{name}.js"
         (static / "explorers").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(script, static / "explorers" / script.name)
+        for script in scripts(book, name):
+            shutil.copyfile(script, static / "explorers" / script.name)
         for model in named(script, "model"):
             from course.web import export_web  # torch: only a site with such a script waits for it
 
