@@ -9,8 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autograder.checks import load
+from autograder.child import stand_ins
+from autograder.engine.exercise import Exercise
+from autograder.engine.handle import Local
+from autograder.engine.judge import judge
+from rnn2gpt import gpt as package
 from rnn2gpt.generation import beam_search, filter_logits, sample
-from rnn2gpt.gpt import GPT, GPTConfig, count_parameters, flops_per_token, load_gpt2_state_dict
+from rnn2gpt.gpt import (
+    GPT,
+    GPTConfig,
+    count_parameters,
+    flops_per_token,
+    gpt2_state_dict,
+    load_gpt2_state_dict,
+)
 from rnn2gpt.kv_cache import KVCache
 from rnn2gpt.optim import accumulate_gradients, compute_optimal, parameter_groups
 from rnn2gpt.quantization import dequantize, quantize_int8
@@ -117,6 +130,51 @@ def test_weights_that_do_not_fit_are_named() -> None:
     del weights["transformer.h.1.mlp.c_fc.bias"]
     with pytest.raises(ValueError, match=r"lack h\.1\.mlp\.c_fc\.bias"):
         load_gpt2_state_dict(ours, weights)
+
+
+def test_our_weights_in_gpt2s_layout_run_in_transformers() -> None:
+    theirs, ours = gpt2()
+    weights = gpt2_state_dict(ours)
+    missing = theirs.load_state_dict(weights, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"] and not missing.unexpected_keys
+    ids = torch.randint(101, (2, 33))
+    assert torch.allclose(ours(ids)[0], theirs(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gpt2s_layout_goes_there_and_back(bias: bool) -> None:
+    config = GPTConfig(vocab_size=13, block_size=5, n_layers=2, n_heads=2, d_model=8, bias=bias)
+    one, other = GPT(config), GPT(config)
+    load_gpt2_state_dict(other, gpt2_state_dict(one))
+    for name, weight in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight), name
+
+
+def test_gpt3s_printed_size_is_the_formulas() -> None:
+    gpt3 = GPTConfig(vocab_size=50257, block_size=2048, n_layers=96, n_heads=96, d_model=12288)
+    assert round(count_parameters(gpt3) / 1e9, 1) == 174.6
+    gpt1 = GPTConfig(vocab_size=40478, block_size=512, n_layers=12, n_heads=12, d_model=768)
+    assert count_parameters(gpt1) - 2 * 768 == 116_534_784  # it had no final norm
+
+
+ASSIGNMENT = load("gpt", hidden=True)
+
+
+@pytest.mark.parametrize("exercise", ASSIGNMENT.exercises, ids=lambda exercise: exercise.name)
+def test_package_passes_the_chapters_cases(exercise: Exercise) -> None:
+    namespace = {exercise.name: getattr(package, exercise.name)}
+    result = judge(exercise, lambda: Local(namespace), hidden=True, secret=b"package")
+    assert all(case.passed for case in result.cases), [c for c in result.cases if not c.passed]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_stand_in_has_the_models_parameters(bias: bool) -> None:
+    sizes = dict(vocab_size=13, block_size=5, n_layers=2, n_heads=2, d_model=8, bias=bias)
+    model, empty = GPT(GPTConfig(**sizes)), stand_ins.GPTWeights(stand_ins.GPTConfig(**sizes))
+    theirs = {name: weight.shape for name, weight in model.state_dict().items()}
+    assert {name: weight.shape for name, weight in empty.state_dict().items()} == theirs
+    assert empty.head.weight is empty.token_embedding.weight
+    assert vars(model.config) == vars(empty.config)
 
 
 # --- chapter 10 -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from course.site.execution import execution_key
 from course.site.explorers import scripts
 from course.site.mathml import to_mathml
 from course.site.reference import to_rst
+from rnn2gpt.gpt import GPTConfig, count_parameters, flops_per_token
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 
 PAGE_BUDGET = 350 * 1024  # bytes, gzipped, with everything the page loads
@@ -919,3 +920,39 @@ def test_explorer_of_loss_scaling_moves_gradients_into_the_window(
     assert "are infinite. The step is skipped" in texts(browser, ".reading")[0]
     browser.find_element("css selector", "select").send_keys("b")
     assert texts(browser, ".reading") == ["In bfloat16, 100.0 % are kept with all bits."]
+
+
+@pytest.mark.slow
+def test_explorer_of_gpt_size_counts_as_the_package_does(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    keys = ("n_layers", "n_heads", "d_model", "block_size", "vocab_size")
+    shapes = {"one": (3, 4, 64, 64, 64), "GPT-2": (12, 12, 768, 1024, 50257)}
+    shapes |= {"odd": (5, 7, 91, 37, 1001), "GPT-3": (96, 96, 12288, 2048, 50257)}
+    configs = {name: dict(zip(keys, sizes, strict=True)) for name, sizes in shapes.items()}
+    models = [{"name": name} | sizes for name, sizes in configs.items()]
+    explore(browser, root, tmp_path, "gpt_size", {"models": models, "start": 1})
+    select = Select(browser.find_element("css selector", "select"))
+    assert select.first_selected_option.text == "GPT-2"
+    for name, sizes in configs.items():
+        select.select_by_visible_text(name)
+        reading, config = texts(browser, ".reading")[0], GPTConfig(**sizes)
+        assert reading.startswith(f"{count_parameters(config):,} parameters.")
+        flops = float(reading.split("Training: ")[1].split()[0])
+        unit = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+        flops *= unit[reading.split("Training: ")[1].split()[1]]
+        assert flops == pytest.approx(flops_per_token(config), rel=0.01)
+        assert f"Each head is {config.d_model // config.n_heads} wide." in reading
+    layers = browser.find_element("css selector", "[data-key=n_layers]")
+    layers.send_keys(Keys.HOME)  # one layer: the sizes are now the reader's own
+    assert select.first_selected_option.text == "your own"
+    one = GPTConfig(**configs["GPT-3"] | {"n_layers": 1})
+    assert texts(browser, ".reading")[0].startswith(f"{count_parameters(one):,} parameters.")
+    browser.find_element("css selector", "[data-key=n_heads]").send_keys(Keys.ARROW_LEFT)
+    width = browser.find_element("css selector", "[data-key=d_model]")
+    width.send_keys(Keys.HOME)  # 64 features for 64 heads, then for 48
+    browser.find_element("css selector", "[data-key=n_heads]").send_keys(Keys.ARROW_LEFT)
+    assert "48 heads cannot share a width of 64" in texts(browser, ".reading")[0]
