@@ -25,6 +25,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +89,29 @@ def call(way: Attention, qkv: list[Tensor]) -> None:
         tensor.grad = None
 
 
-def seconds(way: Attention, qkv: list[Tensor]) -> float:
+def seconds(function: Callable[[], object], device: str) -> float:
     """Processor time on a CPU, where other programs run too; wall time on an accelerator."""
-    if qkv[0].device.type == "cpu":
+    if device == "cpu":
         start = time.process_time()
-        call(way, qkv)
+        function()
         return time.process_time() - start
     torch.accelerator.synchronize()
     start = time.perf_counter()
-    call(way, qkv)
+    function()
     torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 
-def peak_bytes(way: Attention, qkv: list[Tensor]) -> int:
+def peak_bytes(function: Callable[[], object], device: str) -> int:
     """The most that the allocator had given out at one time during the call."""
-    if qkv[0].device.type == "cuda":
+    if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        call(way, qkv)
+        function()
         return torch.cuda.max_memory_allocated() - before
     gc.collect()  # what is given back during the call would count against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call(way, qkv)
+        function()
     live = peak = 0
     for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
@@ -128,16 +129,17 @@ def study(lengths: list[int], rounds: int, device: str) -> dict[str, Any]:
         }
         for length in lengths:
             qkv = inputs(length, training, device)
+            calls = {way: partial(call, function, qkv) for way, function in WAYS.items()}
             turns = [
-                {way: seconds(function, qkv) for way, function in WAYS.items()}
+                {way: seconds(function, device) for way, function in calls.items()}
                 for _ in range(rounds + 1)
             ][1:]  # the first turn warms up
-            for way, function in WAYS.items():
+            for way, function in calls.items():
                 row = table[way]
                 row["seconds"].append(round(statistics.median(t[way] for t in turns), 6))
                 ratios = [t[way] / t["explicit"] for t in turns]
                 row["ratio"].append(round(statistics.median(ratios), 4))
-                row["bytes"].append(peak_bytes(function, qkv))
+                row["bytes"].append(peak_bytes(function, device))
         result[name] = table
     return result
 

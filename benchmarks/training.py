@@ -1,28 +1,48 @@
-"""What the training loop costs, and what carrying the state is worth.
+"""What training costs: our GPT against others, the loop against none, tapes against windows.
 
+    python benchmarks/training.py --gpt      # our GPT against transformers and llms-from-scratch
     python benchmarks/training.py            # throughput against a bare loop over torch.nn.LSTM
     python benchmarks/training.py --windows  # tapes with carried state against random windows
 
-The first pairs our `Trainer` (batches, schedule, clipping, bookkeeping) with the shortest loop that
-trains the same network on ready-made batches: torch.nn.Embedding, torch.nn.LSTM, torch.nn.Linear,
-torch.optim.AdamW. The two take turns on the same machine, so a ratio means something even where the
-machine is shared. The second trains each model both ways, on the same seeds, rates and steps, and
-judges both with the state carried through the held-out text, which is how a model is used.
+The first trains GPTs of one configuration: ours by `Trainer`, which also draws its batches, and
+`transformers`' GPT2LMHeadModel and both of `llms-from-scratch`'s models by the shortest loop, on
+ready-made batches, with the same fused AdamW and clipping. They take turns, step by step, in one
+process; a ratio is that of two neighbors in time, and its spread is that of the turns. `--device
+cuda` measures the same on a GPU. It writes `book/_data/training_benchmark.json`.
+
+The second pairs our `Trainer` (batches, schedule, clipping, bookkeeping) with the shortest loop
+that trains the same network on ready-made batches: torch.nn.Embedding, torch.nn.LSTM,
+torch.nn.Linear, torch.optim.AdamW. The two take turns on the same machine, so a ratio means
+something even where the machine is shared. The third trains each model both ways, on the same
+seeds, rates and steps, and judges both with the state carried through the held-out text, which is
+how a model is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import platform
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from attention import peak_bytes, seconds
+from torch import Tensor, nn
 
+from course.ladder import machine
 from rnn2gpt.checkpoint import MODELS
 from rnn2gpt.data import CharTokenizer, get_batch, load_text, split
+from rnn2gpt.gpt import GPTConfig, count_parameters, flops_per_token
 from rnn2gpt.lstm import CharLSTMConfig
 from rnn2gpt.training import Trainer, TrainingConfig, tapes
 
@@ -112,15 +132,150 @@ def windows(steps: int, seeds: int) -> dict[str, dict[str, list[float]]]:
     return losses
 
 
+# --- other people's GPTs --------------------------------------------------------------------------
+
+OUT = Path("book/_data/training_benchmark.json")
+PEERS = Path("build/peers")  # ignored by git
+SIZES = {  # the small model's, and ten times as many parameters
+    "small": (GPTConfig(vocab_size=1024, block_size=128, n_layers=4, n_heads=4, d_model=128), 16),
+    "larger": (GPTConfig(vocab_size=1024, block_size=256, n_layers=6, n_heads=6, d_model=384), 8),
+}
+
+
+class Peer:
+    """A model of another library in the shortest loop that trains it."""
+
+    def __init__(self, model: nn.Module, logits: Callable[[Any], Tensor], device: str) -> None:
+        self.model, self.logits = model.to(device).train(), logits
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 3e-4, fused=True)
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        logits = self.logits(self.model(x))  # (B, T, V)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def peers(config: GPTConfig, device: str) -> dict[str, Peer]:
+    """GPTs of the same sizes from other libraries, without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.block_size,
+        n_layer=config.n_layers,
+        n_head=config.n_heads,
+        n_embd=config.d_model,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    found = {"transformers": Peer(GPT2LMHeadModel(theirs), lambda out: out.logits, device)}
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.block_size,
+        "emb_dim": config.d_model,
+        "n_heads": config.n_heads,
+        "n_layers": config.n_layers,
+        "drop_rate": 0.0,
+        "qkv_bias": True,
+    }
+    book = raschka()
+    for name, kind in (("", book.GPTModel), (" (fast)", book.GPTModelFast)):
+        found[f"llms-from-scratch{name}"] = Peer(kind(sizes), lambda logits: logits, device)
+    return found
+
+
+def raschka() -> Any:
+    """The GPTs of `llms-from-scratch`, installed once, without the many packages it asks for."""
+    if not (PEERS / "llms_from_scratch").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*command, "--target", str(PEERS), "llms-from-scratch==1.0.19"], check=True)
+    sys.path.insert(0, str(PEERS))
+    return importlib.import_module("llms_from_scratch.ch04")
+
+
+def compare(config: GPTConfig, batch_size: int, rounds: int, device: str) -> dict[str, Any]:
+    """Tokens per second and peak memory of each, and ours over theirs, turn by turn."""
+    torch.manual_seed(0)
+    ids = torch.randint(config.vocab_size, (100_000,))
+    settings = replace(
+        CONFIG, model="gpt", steps=10**9, batch_size=batch_size, block_size=config.block_size
+    )
+    settings = replace(settings, device=device, compile=False)
+    ours = Trainer(settings, config, TOKENIZER, ids, VALIDATION)
+    batches = [get_batch(ids, config.block_size, batch_size, device=device) for _ in range(4)]
+    endless = cycle(batches)
+
+    def turn(peer: Peer) -> None:
+        peer.step(*next(endless))
+
+    steps: dict[str, Callable[[], None]] = {"rnn2gpt": ours.train_step}
+    steps |= {name: partial(turn, peer) for name, peer in peers(config, device).items()}
+    turns = [
+        {name: seconds(step, device) for name, step in steps.items()} for _ in range(rounds + 2)
+    ][2:]  # the first two warm up
+    tokens, result = batch_size * config.block_size, {}
+    for name, step in steps.items():
+        ratios = sorted(turn[name] / turn["rnn2gpt"] for turn in turns)
+        median = statistics.median(turn[name] for turn in turns)
+        result[name] = {
+            "tokens_per_second": round(tokens / median),
+            "peak_bytes_of_a_step": peak_bytes(step, device),
+            "ours_over_this": round(statistics.median(ratios), 3),
+            "middle_half": [round(r, 3) for r in statistics.quantiles(ratios, n=4)[::2]],
+        }
+    return {
+        "config": vars(config),
+        "batch_size": batch_size,
+        "parameters": count_parameters(config),
+        "flops_per_step": flops_per_token(config) * tokens,
+        "rounds": rounds,
+        "models": result,
+    }
+
+
+def gpts(rounds: int, device: str) -> dict[str, Any]:
+    """Both sizes, with what measured them. Processor time on a CPU, in one thread."""
+    import transformers
+
+    torch.set_num_threads(1)
+    return {
+        "command": "python benchmarks/training.py --gpt",
+        "machine": machine() | {"threads": 1},
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "llms-from-scratch": "1.0.19",
+        },
+        "precision": "float32",
+        "sizes": {
+            name: compare(config, batch, rounds, device) for name, (config, batch) in SIZES.items()
+        },
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpt", action="store_true")
     parser.add_argument("--windows", action="store_true")
+    parser.add_argument("--device", default="cpu", help="For --gpt.")
     parser.add_argument("--steps", type=int, help="[40 for throughput, 1000 for windows]")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--d-model", type=int, default=128)
     options = parser.parse_args()
-    if options.windows:
+    if options.gpt:
+        measured = gpts(options.rounds, options.device)
+        OUT.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(measured["sizes"], indent=1))
+    elif options.windows:
         print(json.dumps(windows(options.steps or 1000, options.seeds), indent=1))
     else:
         print(

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+
+Mask = Bool[Tensor, "*mask"] | Literal["causal"] | None
 
 
 def scaled_dot_product_attention(
     q: Float[Tensor, "... T d_k"],
     k: Float[Tensor, "... S d_k"],
     v: Float[Tensor, "... S d_v"],
-    mask: Bool[Tensor, "*mask"] | None = None,
+    mask: Mask = None,
     need_weights: bool = True,
 ) -> tuple[Float[Tensor, "... T d_v"], Float[Tensor, "... T S"] | None]:
     """softmax(q kᵀ / √d_k) v, and the weights, whose rows sum to one (equation 1).
 
-    `mask` broadcasts to the scores (..., T, S). A row that may attend nowhere has no meaning: its
-    output is NaN, or whatever the fused kernel makes of it.
+    `mask` broadcasts to the scores (..., T, S); "causal" stands for `causal_mask(T, S)`, which the
+    fused kernel need not be given: it works out only what is seen. A row that may attend nowhere
+    has no meaning: its output is NaN, or whatever the fused kernel makes of it.
 
     >>> output, weights = scaled_dot_product_attention(
     ...     torch.zeros(1, 2), torch.zeros(2, 2), torch.tensor([[1.0], [3.0]])
@@ -33,8 +37,13 @@ def scaled_dot_product_attention(
     >>> output, weights
     (tensor([[2.]]), tensor([[0.5000, 0.5000]]))
     """
+    t, s = q.shape[-2], k.shape[-2]
+    alone = isinstance(mask, str) and t == s and not need_weights  # the kernel can do it alone
+    if isinstance(mask, str):
+        mask = None if alone or t == 1 else causal_mask(t, s, device=q.device)
     if not need_weights:
-        return nn.functional.scaled_dot_product_attention(q, k, v, mask), None
+        fused = nn.functional.scaled_dot_product_attention
+        return fused(q, k, v, mask, is_causal=alone), None
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)

@@ -109,8 +109,9 @@ def average_gradients(module: nn.Module, on: bool) -> None:
     if isinstance(module, nn.parallel.DistributedDataParallel):
         module.require_backward_grad_sync = on
     for part in module.modules():
-        if hasattr(part, "set_requires_gradient_sync"):  # a sharded part
-            part.set_requires_gradient_sync(on, recurse=False)
+        set_sync: Any = getattr(part, "set_requires_gradient_sync", None)  # of a sharded part
+        if set_sync is not None:
+            set_sync(on, recurse=False)
 
 
 def whole(tensor: Tensor) -> Tensor:

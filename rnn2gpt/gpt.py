@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rnn2gpt.attention import causal_mask
 from rnn2gpt.kv_cache import KVCache
 from rnn2gpt.transformer import LayerNorm, TransformerBlock
 
@@ -99,10 +98,8 @@ class GPT(nn.Module):
             raise ValueError(f"{past + t} tokens are longer than block_size={self.block_size}")
         positions = torch.arange(past, past + t, device=ids.device)  # (T,)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
-        # A single new token may read all that is there; more need a mask, (T, past + T).
-        mask = causal_mask(t, past + t, device=ids.device) if t > 1 else None
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask, None if cache is None else partial(cache.update, layer))
+            x = block(x, "causal", None if cache is None else partial(cache.update, layer))
         logits = self.head(self.norm(x))
         if targets is None:
             return logits, None
@@ -182,7 +179,7 @@ def load_gpt2_state_dict(model: GPT, state_dict: Mapping[str, Tensor]) -> None:
     head = left.pop("lm_head.weight", None)
     if head is not None and not torch.equal(head, left.get("wte.weight", head)):
         raise ValueError("lm_head.weight differs from wte.weight: this model ties the two")
-    known, ours = model.state_dict(), {}
+    known, ours = model.state_dict(), dict[str, Tensor]()
     for name, parts in gpt2_layout(model.config.n_layers):
         for kind in ("weight", "bias"):
             if f"{parts[0]}.{kind}" in known:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from rnn2gpt.attention import scaled_dot_product_attention
+from rnn2gpt.attention import Mask, scaled_dot_product_attention
 
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -49,7 +49,7 @@ class MultiHeadAttention(nn.Module):
         query: Float[Tensor, "B T D"],
         key: Float[Tensor, "B S D"],
         value: Float[Tensor, "B S D"],
-        mask: Bool[Tensor, "*mask"] | None = None,
+        mask: Mask = None,
         need_weights: bool = True,
         keep: Keep | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None]:

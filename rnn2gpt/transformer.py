@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from rnn2gpt.attention import causal_mask
+from rnn2gpt.attention import Mask, causal_mask
 from rnn2gpt.multi_head import Keep, MultiHeadAttention
 from rnn2gpt.positions import sinusoidal_positions
 
@@ -98,7 +98,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        mask: Bool[Tensor, "*mask"] | None = None,
+        mask: Mask = None,
         keep: Keep | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The stream after both layers; `mask` broadcasts to (B, H, T, T), True = may attend.

@@ -66,6 +66,16 @@ def test_fused_attention_is_the_explicit_one(masked: bool) -> None:
     assert_same_values_and_gradients(explicit, fused, [q, k, v])
 
 
+@pytest.mark.parametrize(("t", "s"), [(7, 7), (3, 7), (1, 7), (1, 1)])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_causal_is_the_causal_mask(t: int, s: int, need_weights: bool) -> None:
+    q, k, v = rand(2, 3, t, 5), rand(2, 3, s, 5), rand(2, 3, s, 11)
+    by_mask, _ = scaled_dot_product_attention(q, k, v, causal_mask(t, s))
+    by_name, weights = scaled_dot_product_attention(q, k, v, "causal", need_weights)
+    assert (weights is None) != need_weights
+    assert_same_values_and_gradients(by_mask, by_name, [q, k, v])
+
+
 @pytest.mark.parametrize("block_size", [1, 3, 11, 64])
 def test_online_softmax_is_attention_also_at_huge_scores(block_size: int) -> None:
     q, k, v = rand(2, 5, 7), rand(2, 11, 7), rand(2, 11, 3)
