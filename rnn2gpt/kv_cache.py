@@ -50,9 +50,13 @@ class KVCache:
 
     @classmethod
     def for_model(cls, model: Any, batch_size: int) -> KVCache:
-        """An empty cache for a whole window of a GPT, in its dtype and on its device."""
+        """An empty cache for a whole window of a GPT, in its dtype and on its device.
+
+        A model that keeps more than keys and values says so in `cache_layers`.
+        """
         c, weight = model.config, next(model.parameters())
-        sizes = c.n_layers, batch_size, c.n_heads, c.block_size, c.d_model // c.n_heads
+        n_layers = getattr(model, "cache_layers", c.n_layers)
+        sizes = n_layers, batch_size, c.n_heads, c.block_size, c.d_model // c.n_heads
         return cls(*sizes, dtype=weight.dtype, device=weight.device)
 
     def select(self, rows: list[int]) -> None:

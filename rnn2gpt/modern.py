@@ -7,8 +7,9 @@ With every switch off this is `rnn2gpt.gpt.GPT`, weight for weight. Switched on:
 - `qk_norm`: queries and keys are normalized and one learned number for each head sets how sharp its
   softmax can be (Henry et al. 2020);
 - `relu_squared`: the square of ReLU in place of GELU (So et al. 2021);
-- `mixing`: keys and values also hold a learned share of the token before (after So et al. 2021, who
-  convolve queries, keys and values over three tokens);
+- `mixing`: attention reads each position with a learned share of the one before, channel by channel
+  (So et al. 2021 convolve queries, keys and values over three tokens; this is shorter, and before
+  the projections);
 - `zero_init`: what writes into the stream, and the head, start at zero: blocks begin as identities;
 - `tied=False`: the head is not the embedding.
 """
@@ -77,6 +78,17 @@ class ModernGPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    @property
+    def cache_layers(self) -> int:
+        """How many layers a `KVCache` needs: mixing keeps the blocks' inputs as well."""
+        return self.config.n_layers * (2 if self.config.mixing else 1)
+
+    def _keeps(self, cache: KVCache, layer: int) -> tuple[Keep, Keep]:
+        """Where a block keeps its keys and values, and where its inputs, if it does."""
+        each = self.cache_layers // self.config.n_layers
+        last = each * (layer + 1) - 1
+        return partial(cache.update, last), partial(cache.update, last + 1 - each)
+
     def forward(
         self,
         ids: Int64[Tensor, "B T"],
@@ -100,7 +112,7 @@ class ModernGPT(nn.Module):
             x = x + self.position_embedding(positions)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turns, None if cache is None else partial(cache.update, layer))
+            x = block(x, turns, None if cache is None else self._keeps(cache, layer))
         logits = self.head(self.norm(x))
         if targets is None:
             return logits, None
@@ -109,7 +121,7 @@ class ModernGPT(nn.Module):
 
 
 class ModernBlock(nn.Module):
-    """Pre-norm, as `TransformerBlock`. `forward(x: (B, T, D), turns=None, keep=None)`."""
+    """Pre-norm, as `TransformerBlock`. `forward(x: (B, T, D), turns=None, keeps=None)`."""
 
     def __init__(self, config: ModernGPTConfig) -> None:
         super().__init__()
@@ -124,10 +136,10 @@ class ModernBlock(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         turns: Complex[Tensor, "T D/H/2"] | None = None,
-        keep: Keep | None = None,
+        keeps: tuple[Keep, Keep] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The stream after both layers; `keep` adds the keys and values of earlier tokens."""
-        x = x + self.dropout(self.attention(self.norm_1(x), turns, keep))
+        """The stream after both layers; `keeps` add what is known of earlier tokens."""
+        x = x + self.dropout(self.attention(self.norm_1(x), turns, keeps))
         return x + self.dropout(self.feed_forward(self.norm_2(x)))
 
 
@@ -145,26 +157,25 @@ class ModernAttention(nn.Module):
         if config.qk_norm:
             self.sharpness = nn.Parameter(torch.full((n_heads,), math.sqrt(2)))
         if config.mixing:
-            self.mix_k = nn.Parameter(torch.zeros(d))
-            self.mix_v = nn.Parameter(torch.zeros(d))
+            self.mix = nn.Parameter(torch.zeros(d))
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         turns: Complex[Tensor, "T D/H/2"] | None = None,
-        keep: Keep | None = None,
+        keeps: tuple[Keep, Keep] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What each position reads from itself and those before it."""
         h = self.config.n_heads
+        if self.config.mixing:
+            x = x + self.mix * self._before(x, keeps)
         q, k, v = (split_heads(W(x), h) for W in (self.W_q, self.W_k, self.W_v))  # (B, H, T, D/H)
         if self.config.qk_norm:
             q, k = self.sharpness[:, None, None] * _unit(q), _unit(k)
         if turns is not None:
             q, k = _turn(q, turns), _turn(k, turns)
-        if keep is not None:
-            k, v = keep(k, v)
-        if self.config.mixing:
-            k, v = _mix(k, self.mix_k), _mix(v, self.mix_v)
+        if keeps is not None:
+            k, v = keeps[0](k, v)
         t, s = q.shape[2], k.shape[2]
         if t == s:  # the kernel makes its own mask, and skips what it hides
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -172,6 +183,19 @@ class ModernAttention(nn.Module):
             mask = causal_mask(t, s, device=x.device)
             y = functional.scaled_dot_product_attention(q, k, v, mask)
         return self.W_o(merge_heads(y))
+
+    def _before(
+        self, x: Float[Tensor, "B T D"], keeps: tuple[Keep, Keep] | None
+    ) -> Float[Tensor, "B T D"]:
+        """What stood one place earlier; before the first stands nothing.
+
+        A cache keeps inputs as if they were keys: they are as many numbers.
+        """
+        known = x
+        if keeps is not None:
+            heads = split_heads(x, self.config.n_heads)  # (B, H, T, D/H)
+            known = merge_heads(keeps[1](heads, heads)[0])  # (B, S, D)
+        return functional.pad(known, (0, 0, 1, -1))[:, -x.shape[1] :]
 
 
 class UnitNorm(nn.Module):
@@ -207,9 +231,3 @@ def _turn(
     """`apply_rotary` as one complex product: neighbors are real and imaginary part."""
     pairs = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
-
-
-def _mix(x: Float[Tensor, "B H T D/H"], share: Float[Tensor, " D"]) -> Float[Tensor, "B H T D/H"]:
-    """Each vector and, channel by channel, a share of the one before; the first has none before."""
-    before = functional.pad(x, (0, 0, 1, -1))
-    return x + share.view(x.shape[1], 1, -1) * before  # (D,) → (H, 1, D/H)

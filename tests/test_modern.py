@@ -66,7 +66,7 @@ def test_it_sees_no_future(config: ModernGPTConfig) -> None:
 @pytest.mark.parametrize("config", [ON, OFF, *ONE_ON, *ONE_OFF])
 def test_cached_logits_are_the_uncached(config: ModernGPTConfig) -> None:
     model, ids = scrambled(config), torch.randint(13, (2, 11))
-    cache, logits = KVCache(3, 2, 2, 11, 6, dtype=torch.float64), []
+    cache, logits = KVCache.for_model(model, batch_size=2), []
     for piece in ids.split([4, 1, 1, 3, 2], dim=1):
         logits.append(model(piece, cache=cache)[0])
     assert torch.allclose(torch.cat(logits, dim=1), model(ids)[0])
@@ -105,7 +105,7 @@ def test_parameters_that_each_switch_adds_or_takes() -> None:
         "rms_norm": -7 * 12,  # no weights in 2 norms a block and the last
         "qk_norm": 3 * 2,  # one number for each head
         "relu_squared": 0,
-        "mixing": 3 * 2 * 12,  # one for each channel of keys and of values
+        "mixing": 3 * 12,  # one for each channel
         "zero_init": 0,
     }
     assert count(replace(OFF, tied=False)) - count(OFF) == 13 * 12
@@ -149,10 +149,9 @@ def test_mixing_starts_at_nothing_and_reads_one_token_back() -> None:
     plain = ModernGPT(OFF).double().blocks[0].attention
     plain.load_state_dict(attention.state_dict(), strict=False)
     assert torch.allclose(attention(x), plain(x))
-    nn.init.ones_(attention.mix_v)
-    v = split_heads(attention.W_v(x), 2)
-    moved = torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, :-1]], dim=2)
-    assert torch.allclose(attention(x), plain(x, keep=lambda keys, values: (keys, values + moved)))
+    nn.init.normal_(attention.mix)
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    assert torch.allclose(attention(x), plain(x + attention.mix * before))
 
 
 def test_the_square_of_relu() -> None:
@@ -208,7 +207,7 @@ def test_other_groups_take_adamws_step() -> None:
         optimizer.step()
     matrices, rest = muon.param_groups[0]["params"], muon.param_groups[1:]
     assert len(matrices) == 3 * 6 and all(p.grad is None for p in matrices)
-    assert [len(group["params"]) for group in rest] == [2, 3 * 3]
+    assert [len(group["params"]) for group in rest] == [2, 3 * 2]
     theirs = dict(same.named_parameters())
     taken = {id(p) for p in matrices}
     for name, parameter in model.named_parameters():
