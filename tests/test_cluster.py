@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from autograder.checks import CHAPTERS
 from autograder.grader import cluster as cluster_module
+from autograder.grader.batch import failure
 from autograder.grader.cluster import Cluster, ClusterError, unfit
 from autograder.grader.export import public
 from autograder.grader.grade import GradingError, Plan, grade
@@ -77,6 +79,43 @@ def test_without_a_scheduler_there_it_says_so_at_once(tmp_path):
         patch.setattr(cluster_module, "CONNECT_SECONDS", 1.0)
         with pytest.raises(GradingError, match="dask scheduler"):
             grade(tmp_path, plan)
+
+
+def without_workers(**more: Any) -> Cluster:
+    """A cluster object that reached nobody."""
+    made = Cluster.__new__(Cluster)
+    vars(made).update({"levels": {}, "unused": {}, "level": "", "notice": lambda text: None} | more)
+    return made
+
+
+def test_a_scheduler_that_is_lost_leaves_an_error_for_every_work_still_open():
+    def nthreads() -> dict[str, int]:
+        raise OSError("connection reset")
+
+    lost = without_workers(client=SimpleNamespace(nthreads=nthreads))
+    works = {key: Work(s.NOTEBOOK, b"", ".ipynb", None, "process") for key in "ab"}
+    outcomes = dict(lost.run(works))
+    assert set(outcomes) == {"a", "b"}
+    assert all("scheduler does not answer" in failure(error) for error in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("levels", "chosen"),
+    [
+        (["bubblewrap", "bubblewrap", "bubblewrap-root"], "bubblewrap"),
+        (["bubblewrap", "bubblewrap-root"], "bubblewrap-root"),
+        (["process", "process", "bubblewrap"], "process"),  # trusted, or it were not among them
+        (["docker"], "docker"),
+    ],
+)
+def test_a_class_is_graded_at_the_level_that_most_workers_have(levels, chosen):
+    told = list[str]()
+    cluster = without_workers(
+        levels=dict(enumerate(levels)), notice=told.append, _meet=lambda: None
+    )
+    cluster._elect("tcp://here")
+    assert cluster.level == chosen and set(cluster.levels.values()) == {chosen}
+    assert len(told) == len(levels) - levels.count(chosen)
 
 
 # --- a cluster ------------------------------

@@ -155,8 +155,11 @@ class Cluster:
                 f"No worker of {scheduler} can grade."
                 + (why or " None is there. Start one with `dask worker ADDRESS --nthreads 1`.")
             )
+        for place, reason in self.unused.items():
+            self._say(place, reason)
         votes = Counter(self.levels.values())
-        self.level = max(LEVELS, key=lambda level: votes[level])  # of equals the strongest
+        strongest_first = [level for level in LEVELS if level in votes] or list(votes)
+        self.level = max(strongest_first, key=votes.__getitem__)
         self._keep_one_level()
 
     def close(self) -> None:
@@ -206,6 +209,10 @@ class Cluster:
 
     def _turn_down(self, place: str, reason: str) -> None:
         self.unused[place] = reason
+        if self.level:  # else `_elect` tells of all
+            self._say(place, reason)
+
+    def _say(self, place: str, reason: str) -> None:
         self.notice(f"Not used: {place}: {reason}.")
 
     # -- what they do
@@ -240,8 +247,9 @@ class Cluster:
                     else:
                         del left[key]
                         yield key, outcome or _failed(f"{TRIES} workers were lost over it")
-        except (OSError, TimeoutError, ClusterError) as error:
-            reason = str(error) or "its scheduler does not answer"
+        except (OSError, ClusterError) as error:
+            alone = isinstance(error, ClusterError)
+            reason = str(error) if alone else "its scheduler does not answer"
             for key in left:
                 yield key, _failed(f"the cluster was lost ({reason}). Run the command again")
 
