@@ -226,7 +226,7 @@ if ready(checks.KVCache):
     import matplotlib.pyplot as plt
 
     @torch.no_grad()
-    def timed(cached, rounds=5):
+    def timed(cached, rounds=2):
         """The logits (T, V) of the held-out text's first tokens, one at a time, and ms for each."""
         best = [math.inf] * T
         for _ in range(rounds):
