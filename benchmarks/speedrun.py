@@ -140,10 +140,11 @@ RUNGS = (
     Rung("relu-squared", "The square of ReLU in place of GELU.", {"relu_squared": True}),
     Rung("zero-init", "What writes into the stream starts at zero; the head is a table of its own.",
          {"zero_init": True, "tied": False}),
-    Rung("mixing", "Keys and values hold a share of the token before.", {"mixing": True}),
+    Rung("mixing", "Attention reads each position with a share of the one before.",
+         {"mixing": True}),
     Rung("muon", "Muon for the matrices.", {"optimizer": "muon", "learning_rate": 8e-3}),
-    Rung("batch", "Larger batches.", {"batch_size": 24}),
-    Rung("context", "A longer window.", {"block_size": 128, "batch_size": 12}),
+    Rung("batch", "Batches of twice as many windows.", {"batch_size": 24}),
+    Rung("width", "Three quarters of the width.", {"d_model": 96}),
 )  # fmt: skip
 LONGER = (
     Rung("2.5 T", "", {}, 2.5),
@@ -398,8 +399,7 @@ def main() -> None:
     text = Text.of(load_text(text_file=options.text))
     wanted = {RUNGS[0].name, *(options.only or (rung.name for rung in (*RUNGS, *LONGER)))}
     plan = {rung: r for rung, r in recipes((*RUNGS, *LONGER)).items() if rung.name in wanted}
-    result = json.loads(options.out.read_text()) if options.out.is_file() else {"texts": {}}
-    result |= {
+    facts = {
         "command": COMMAND,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": machine() | {"threads": 1},
@@ -409,8 +409,9 @@ def main() -> None:
     for part in climb(bench, plan, options.seeds, steps, rounds):
         if part["text"]["sha256"] == ORIGINAL:
             part["bars"] = bars(part)
-        result["texts"][name] = part
-        write_json(options.out, result)
+        # Read anew each time: another command may be at work on another text.
+        texts = json.loads(options.out.read_text())["texts"] if options.out.is_file() else {}
+        write_json(options.out, facts | {"texts": texts | {name: part}})
 
 
 if __name__ == "__main__":
