@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from autograder.checks import CHAPTERS, load
 from autograder.grader.classroom import as_step_output
 from autograder.grader.grade import Plan, grade
-from autograder.grader.gradescope import SETTINGS, as_results
+from autograder.grader.gradescope import SETTINGS, as_results, grade_one
 from course import sample_class
 from course.cli import main
 from course.elsewhere import assignment_called, write_gradescope, write_workflow
@@ -138,7 +138,11 @@ def ran(autograder: Path, files: dict[str, bytes]) -> dict[str, Any]:
         path = autograder / "submission" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    environment = {"PATH": os.environ["PATH"], "AUTOGRADER_ROOT": str(autograder)}
+    tools = autograder / "bin"  # as in a container that may not make namespaces: no bubblewrap
+    if not tools.exists():
+        tools.mkdir()
+        (tools / "bash").symlink_to(shutil.which("bash") or "/bin/bash")
+    environment = {"PATH": str(tools), "AUTOGRADER_ROOT": str(autograder)}
     done = subprocess.run(
         [str(autograder / "run_autograder")],
         cwd=autograder, env=environment, capture_output=True, text=True, timeout=500,
@@ -149,6 +153,7 @@ def ran(autograder: Path, files: dict[str, bytes]) -> dict[str, Any]:
     assert [test["name"] for test in results["tests"]] == NAMES
     assert sum(test["max_score"] for test in results["tests"]) == FULL
     assert results["stdout_visibility"] == "hidden"
+    assert results["extra_data"]["isolation"] == "process"
     return results
 
 
@@ -165,7 +170,6 @@ def test_gradescope_gets_results_for_whatever_was_handed_in(autograder):
     assert score(nothing) == 0 and "A hint: " in nothing["tests"][0]["output"]
     broken = ran(autograder, {f"{s.NOTEBOOK}.ipynb": s.as_bytes(s.solved())[:3000]})
     assert score(broken) == 0 and "cut off" in broken["output"]
-    assert "no notebook" in ran(autograder, {})["output"]
 
 
 @pytest.mark.slow
@@ -177,6 +181,14 @@ def test_the_packed_sources_grade_not_those_of_this_checkout(autograder):
         cwd=autograder, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(said.stdout.strip()).is_relative_to(autograder / "source")
+
+
+def test_an_upload_without_a_notebook_is_told_so(tmp_path):
+    (tmp_path / "readme.txt").write_text("see my other upload")
+    row = grade_one(tmp_path, TASK, s.release(), s.SECRET)
+    results = as_results(row, TASK)
+    jsonschema.validate(results, RESULTS)
+    assert score(results) == 0 and "no notebook" in results["output"]
 
 
 def test_of_hidden_cases_gradescope_shows_what_the_feedback_page_shows():
@@ -265,12 +277,6 @@ def test_the_workflows_command_runs_and_hands_on_the_points(tmp_path):
     assert told["max_score"] == FULL
     assert FULL - cost <= sum(test["score"] for test in told["tests"]) < FULL
     assert [test["name"] for test in told["tests"] if test["status"] == "fail"] == [FIRST]
-    notebook.write_bytes(b"{")
-    again = subprocess.run(
-        ["bash", "-e", "-c", check["run"]], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PATH": tools, "GITHUB_OUTPUT": str(output)},
-    )  # fmt: skip
-    assert again.returncode == 1 and "cut off" in again.stderr
 
 
 def test_a_notebook_all_right_passes():
