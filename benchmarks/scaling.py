@@ -4,10 +4,9 @@
 
 Every cell of the grid is a run of its own: a fresh GPT of one size, trained on one number of
 tokens with a schedule (warm-up, cosine) that ends when its tokens do. A loss read off half-way
-through a longer run would still be at a high learning rate and too high, which is what misled
-Kaplan et al. 2020 (see Hoffmann et al. 2022, section 2). The peak rate of each size is the best of
-`RATES` at the second budget. What this saves costs honesty: larger budgets prefer lower rates, the
-batch is the same for all, and there is one seed for each cell.
+through a longer run would still be at a high learning rate, and too high. The peak rate of each
+size is the best of `RATES` at the second budget. What this saves costs honesty: larger budgets
+prefer lower rates, the batch is the same for all, and there is one seed for each cell.
 
 Text: the first nine tenths of all plays as characters, each read at most once; judged on fixed
 windows of the last tenth, which are plays that no model has read. A run that is already in the file
@@ -35,7 +34,7 @@ from rnn2gpt.scaling import fit_scaling_law
 LAYERS, HEAD, WINDOW, ROWS = 2, 16, 64, 16
 WIDTHS = (16, 32, 64)
 BUDGETS = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # tokens
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 RESAMPLES = 300
 
 

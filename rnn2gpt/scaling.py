@@ -3,7 +3,7 @@
 The form is Hoffmann et al. 2022, equation 2: L(N, D) = E + A / N^α + B / D^β, in nats per token. E
 is what no model could do better, the other two terms are what a finite model and a finite text add.
 
->>> law = ScalingLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)  # their section 3.3
+>>> law = ScalingLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)  # their appendix D.3
 >>> f"{law.loss(70e9, 1.4e12):.2f}"
 '1.94'
 """

@@ -313,8 +313,8 @@ def compute_optimal(flops, tokens_per_parameter=20):
     that was trained with it has 70 billion parameters and read 1.4 trillion tokens.
     """
     ### BEGIN SOLUTION
-    n_parameters = math.sqrt(flops / (6 * tokens_per_parameter))
-    return n_parameters, tokens_per_parameter * n_parameters
+    n = math.sqrt(flops / 6 / tokens_per_parameter)
+    return n, flops / (6 * n)
     ### END SOLUTION
 
 

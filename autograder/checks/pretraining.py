@@ -110,8 +110,8 @@ def reference_walk(
     groups = [{"params": [p], **more} for p, more in zip(leaves, settings, strict=True)]
     optimizer = torch.optim.AdamW(groups, **options)
     for step, row in enumerate(gradients):
-        for group in optimizer.param_groups[:1] if rates else ():
-            group["lr"] = rates[step]
+        if rates:
+            optimizer.param_groups[0]["lr"] = rates[step]
         for leaf, gradient in zip(leaves, row, strict=True):
             leaf.grad = None if gradient is None else gradient.clone()
         optimizer.step()
@@ -1163,9 +1163,9 @@ def _accumulation(
     clear: Callable[[nn.Module, int], bool] = lambda model, n: n == 0,
     skips: bool = True,
     refuses: bool = True,
-    returns: Callable[[list[Tensor], list[float]], Tensor] = lambda losses, shares: sum(
+    returns: Callable[[list[Tensor], list[float]], Any] = lambda losses, shares: sum(
         loss * share for loss, share in zip(losses, shares, strict=True)
-    ),  # type: ignore[arg-type, return-value]
+    ),
 ) -> Callable[..., Any]:
     """An accumulation with one thing wrong."""
 
