@@ -174,6 +174,45 @@ def test_fake_device_follows_a_gru_and_a_method_of_a_class(method):
     assert handle.on_fake_device(x, build=(True,)) == "mixed"
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.masked_fill(torch.ones(4) > 0, 0.0), "mixed"),  # a mask of the CPU's
+        (lambda x: torch.where(torch.ones(4) > 0, x, 0.0), "mixed"),
+        (lambda x: nn.functional.cross_entropy(x[None], torch.zeros(1).long()), "mixed"),
+        (lambda x: torch.cat([x, torch.zeros(1)]), "mixed"),
+        (lambda x: torch.zeros(4)[x.argsort()], "mixed"),
+        (lambda x: x.cpu() * 2, "moved"),
+        (lambda x: torch.zeros(4) + 1, "moved"),
+        (lambda x: x.detach().numpy(), "numpy"),
+        (lambda x: x[torch.tensor([0, 2])], None),  # a real GPU takes indices of the CPU's
+        (lambda x: x * torch.tensor(2.0), None),  # and a single number
+        (lambda x: x * x.max().item(), None),
+        (lambda x: x + torch.ones(4).to(x.device), None),
+        (lambda x: torch.zeros(4, device=x.device).copy_(x) + x.new_ones(4), None),
+        (lambda x: x.clone().mul_(2).t().unsqueeze(0).expand(3, 4).sum(0), None),
+        (lambda x: x.double().sort().values.cumsum(0), None),
+        (lambda x: x[x > 0].sum() if bool((x > 0).any()) else x.sum(), None),
+    ],
+)
+def test_the_made_up_device_complains_where_a_real_one_would(function, reason):
+    x = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    assert handle_on(f=function).on_fake_device(x) == reason
+
+
+def test_what_a_function_changes_on_the_device_stays_there():
+    """In-place operations give back the tensor itself, also through a view."""
+
+    def function(x):
+        y = torch.zeros(4, device=x.device)
+        z = y.add_(1)
+        y.view(2, 2)[0].fill_(5)
+        assert z is y and y.tolist() == [5, 5, 1, 1]
+        return x * y
+
+    assert handle_on(f=function).on_fake_device(torch.ones(4)) is None
+
+
 def test_mutation_is_seen_even_where_the_values_are_right():
     def in_place(x):
         y = 3 * x

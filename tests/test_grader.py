@@ -800,6 +800,47 @@ def test_a_student_checks_their_own_notebook(tmp_path):
     assert result.exit_code == 1 and "cut off" in result.output
 
 
+def ran(made: dict[str, Any]) -> dict[str, Any]:
+    """The notebook as it is saved after all cells were run."""
+    for count, cell in enumerate(c for c in made["cells"] if c["cell_type"] == "code"):
+        cell["execution_count"] = count + 1
+    return made
+
+
+def test_a_file_that_is_ready_is_told_from_one_that_is_not(tmp_path):
+    good, bad = tmp_path / f"{s.NOTEBOOK}.ipynb", tmp_path / "My rnn.ipynb"
+    good.write_bytes(s.as_bytes(ran(written(s.solved(), "Few counts."))))
+    result = CliRunner().invoke(main, ["check", str(good), "--submit-ready"])
+    assert result.exit_code == 0, result.output
+    assert result.output.strip().splitlines()[-1] == "✓ The file is ready to hand in."
+    shortcut = "def cross_entropy(logits, targets):\n    import torch.nn.functional as F\n"
+    made = s.solved(cross_entropy=f"{shortcut}    return F.cross_entropy(logits, targets)\n")
+    cells = [cell for cell in made["cells"] if s.grade_id(cell) != NAMES[0]]
+    twice = [copy.deepcopy(cell) for cell in cells if s.grade_id(cell) == NAMES[1]]
+    last = {"output_type": "error", "ename": "NameError", "evalue": "x", "traceback": []}
+    twice[0]["outputs"] = [last]
+    bad.write_bytes(s.as_bytes(made | {"cells": [*cells, *twice], "x": "0" * (11 << 20)}))
+    command = ["check", str(bad), "--assignment", HERE, "--submit-ready"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    for said in (
+        f"The file is named My rnn.ipynb, not {s.NOTEBOOK}.ipynb",
+        f"The cell of `{NAMES[0]}` is missing from the notebook.",
+        f"There are several cells of `{NAMES[1]}`",
+        "leans on `cross_entropy`",
+        "The set-up cell was not run in this file.",
+        f"Cell {len(cells) + 1} stopped with NameError when it was run last.",
+        "The file has 11 MB",
+        f"○ Not written yet: `{NAMES[0]}`",
+        "○ The written answer is empty.",
+    ):
+        assert said in result.output, (said, result.output)
+    assert re.search(r"Mend \d+ things first\.", result.output)
+    bad.write_bytes(b"")
+    result = CliRunner().invoke(main, [*command, "--json"])
+    assert result.exit_code == 1 and "empty" in json.loads(result.stdout)["problems"][0]
+
+
 @pytest.mark.slow
 def test_the_sample_class(tmp_path, monkeypatch):
     rows = {row["student"]: row for row in sample_class.grade_sample(s.ROOT)}

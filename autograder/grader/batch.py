@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import threading
@@ -84,6 +85,8 @@ def _prepare() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # PyTorch's hundred thousands of objects stay; no collection looks at them again
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -108,18 +108,21 @@ def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> 
     gradebook.update_or_create_submission(assignment, student)
     earned = {f"check_{e['name']}": e["points"] for e in row["exercises"]}
     said = {e["name"]: e["message"] for e in row["exercises"]}
+    found = gradebook.find_submission_notebook(notebook, assignment, student)
+    grades = {grade.name: grade for grade in found.grades}  # a query each would take far longer
+    comments = {comment.name: comment for comment in found.comments}
     for cell in filled.cells:
         if "nbgrader" not in cell.metadata:
             continue
         name = cell.metadata.nbgrader["grade_id"]
         blank = cell.metadata.nbgrader.get("checksum") == compute_checksum(cell)
         if is_grade(cell):
-            grade = gradebook.find_grade(name, notebook, assignment, student)
+            grade = grades[name]
             by_hand = is_solution(cell)  # a written question
             grade.auto_score = (0.0 if blank else None) if by_hand else earned.get(name, 0.0)
             grade.needs_manual_grade = grade.auto_score is None and grade.manual_score is None
         if is_solution(cell):
-            comment = gradebook.find_comment(name, notebook, assignment, student)
+            comment = comments[name]
             comment.auto_comment = said.get(name) or ("No response." if blank else None)
     gradebook.db.commit()
 
