@@ -920,3 +920,32 @@ def test_stock_nbgrader_works_on_these_folders(tmp_path):
     nbgrader("export")
     (line,) = csv.DictReader(grade_csv.open(encoding="utf-8"))
     assert float(line["score"]) == FULL
+
+
+# --- what pages show of it ------------------------------
+
+
+def test_stored_measurements_become_tables():
+    from course.site.measured import PARTS, threats_html
+
+    attack = {
+        "family": "killing", "does": "<b>exits</b>", "expected": 0, "score": 0, "max_score": 11,
+        "status": "graded", "message": "Nothing.", "notes": [], "seconds": 1, "ok": True,
+    }  # fmt: skip
+    result = {
+        "isolation": "bubblewrap",
+        "neighbors": {"right": 2, "of": 2},
+        "threats": [attack, attack | {"ok": False, "score": 11}],
+    }
+    page = threats_html(result)
+    assert "1 of 2 submissions" in page and "killing: 1 of 2" in page and "<b>" not in page
+    cost = {"processor": 0.25, "wall": 0.5}
+    compared = {
+        "rounds": {"ours": [{"warm": cost}], "nbgrader": [cost, cost], "otter": "left out: x"},
+        "ratio": {"nbgrader": [20.0, 19.5, 21.0]},
+    }
+    page = PARTS["compare"](compared)
+    assert "20 (19.5 to 21)" in page and "left out: x" in page
+    assert "0.31" in PARTS["chapters"]({"rnn": {"solved": 0.312, "unsolved": 0.1}})
+    scaled = PARTS["scaling"]({"students": 2, "1 worker": cost | {"megabytes": 700}})
+    assert "700" in scaled and "0.12" in scaled
