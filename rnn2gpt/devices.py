@@ -91,6 +91,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was told: GPUs lag behind the program."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @lru_cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that the device reaches at most: from its data sheet, else measured.

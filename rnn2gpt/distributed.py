@@ -106,9 +106,9 @@ def average_gradients(module: nn.Module, on: bool) -> None:
 
     Of several micro-batches only the last need do that: until then each process sums its own.
     """
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        module.require_backward_grad_sync = on
     for part in module.modules():
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            part.require_backward_grad_sync = on
         set_sync: Any = getattr(part, "set_requires_gradient_sync", None)  # of a sharded part
         if set_sync is not None:
             set_sync(on, recurse=False)

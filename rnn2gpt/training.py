@@ -51,7 +51,7 @@ from rnn2gpt.checkpoint import (
     write_tensors,
 )
 from rnn2gpt.data import CharTokenizer, get_batch
-from rnn2gpt.devices import autocast, explain_memory, peak_flops, pick_precision
+from rnn2gpt.devices import autocast, explain_memory, peak_flops, pick_precision, wait_for
 from rnn2gpt.distributed import ALONE, Team, as_sharded, average_gradients, shard, whole
 from rnn2gpt.evaluation import count_characters, evaluate
 from rnn2gpt.lstm import detach_state
@@ -309,8 +309,8 @@ class Trainer:
             return torch.optim.AdamW(
                 model.parameters(), c.learning_rate, weight_decay=c.weight_decay
             )
-        # The fused step is one kernel for all weights; with float16 it would skip a bad step where
-        # Muon's own half could not.
+        # The fused step is one kernel for all weights. In float16 it would itself pass over a step
+        # whose gradients overflowed, after Muon's own half had been taken.
         fused = self.dtype != torch.float16
         if c.optimizer == "muon":
             return Muon(muon_groups(model, c.weight_decay), c.learning_rate, fused=fused)
@@ -457,6 +457,8 @@ class Trainer:
 
     def _remedy(self) -> str:
         c = self.config
+        if not self.architecture.reads_windows:
+            return "Lower --batch-size or --d-model."
         rows = c.batch_size // (c.accumulate * self.team.size)
         return (
             f"A step holds {rows} × {c.block_size} tokens at once: work through it in more parts "
@@ -465,6 +467,9 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float | None]:
         """One row of the log. A run that has not improved keeps its best model as it was."""
+        started = time.perf_counter()
+        wait_for(self.device)  # for the steps that it has not finished yet
+        self.training_seconds += time.perf_counter() - started
         self.validation_nats = self.validate()
         row = {
             "step": self.step,

@@ -294,7 +294,7 @@ def test_full_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "t.txt").write_text(TEXT)
     train = ("train", "--model", "rnn", "--text", tmp_path / "t.txt", "--out", tmp_path / "run")
     done = invoke(*train, "--device", "cpu")
-    assert done.exit_code == 1 and "lower --batch-size" in done.output
+    assert done.exit_code == 1 and "Lower --batch-size or --d-model" in done.output
 
 
 def test_snapshots_are_half_precision_copies_along_the_way(tmp_path: Path) -> None:
