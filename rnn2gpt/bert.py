@@ -7,6 +7,7 @@ model (`load_bert_state_dict`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -78,8 +79,9 @@ class BertForMaskedLM(nn.Module):
     """The encoder, and the head that tells which token stood where.
 
     Dropout falls on the embeddings, on what each layer adds, and on the feed-forward layers' hidden
-    values; BERT has it on the attention weights in place of these. Weights start as N(0, 0.02),
-    biases at 0.
+    values; BERT has it on the attention weights in place of these. Weights start as BERT's N(0,
+    0.02) at its width of 768, and wider by √(768/D) in a narrower model: a masked token learns only
+    through attention, which at a small width would pass on next to nothing. Biases start at 0.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -105,11 +107,12 @@ class BertForMaskedLM(nn.Module):
         self.norm = LayerNorm(d_model)
         self.decoder = nn.Linear(d_model, config.vocab_size)
         self.decoder.weight = self.token_embedding.weight
+        std = 0.02 * math.sqrt(768 / d_model)
         for part in self.modules():
             if isinstance(part, LayerNorm):
                 part.eps = config.norm_eps
             elif isinstance(part, nn.Linear | nn.Embedding):
-                nn.init.normal_(part.weight, std=0.02)
+                nn.init.normal_(part.weight, std=std)
             if isinstance(part, nn.Linear):
                 nn.init.zeros_(part.bias)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from autograder.checks import bert as checks
 from autograder.engine.notebook import points_so_far, ready
+from rnn2gpt.positions import sinusoidal_positions
 from rnn2gpt.transformer import TransformerBlock
 
 
@@ -124,8 +125,9 @@ class BertForMaskedLM(nn.Module):
     bias, whose weight is the token embedding's table itself. Between `dense` and `norm` stands an
     exact GELU.
 
-    Matrices and tables start as N(0, 0.02). config.dropout is the blocks' dropout, and falls on the
-    embeddings after their norm.
+    Matrices and tables start as N(0, σ) with σ = 0.02·√(768/D): BERT's 0.02 at its width of 768,
+    and more in a narrower model. config.dropout is the blocks' dropout, and falls on the embeddings
+    after their norm.
 
     Example: BertForMaskedLM(config)(ids) with ids of (2, 5) gives logits of (2, 5, V).
     """
@@ -149,7 +151,7 @@ class BertForMaskedLM(nn.Module):
         self.decoder.weight = self.token_embedding.weight
         for parameter in self.parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=0.02 * (768 / d) ** 0.5)
         ### END SOLUTION
 
     def forward(self, ids, attention_mask=None, token_types=None):
@@ -176,25 +178,27 @@ class BertForMaskedLM(nn.Module):
 checks.BertForMaskedLM.check(BertForMaskedLM)
 
 # %% [markdown]
-# Train it: characters of the plays, 15 % of them chosen anew in every batch, and the loss taken
-# where the labels are not −100. Some fifteen seconds.
+# Train it: characters of the plays, 16 at a time, 15 % of them chosen anew in every batch, and the
+# loss taken where the labels are not −100. The table of positions starts as the waves of chapter 6,
+# so that a masked character finds its neighbors early. Some twenty seconds.
 
 # %%
 if ready(checks.mask_tokens, checks.BertForMaskedLM):
     train_ids, held_out = split(tokenizer.encode(text))
-    T = 48
+    T = 16
 
-    def train(p=0.15, n_steps=500):
+    def train(p=0.15, n_steps=450):
         """A model trained with the share p of its characters chosen."""
         torch.manual_seed(0)
         config = BertConfig(vocab_size=V, block_size=T, n_layers=2, n_heads=4, d_model=64)
         model = BertForMaskedLM(config)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        model.position_embedding.weight.data = 0.1 * sinusoidal_positions(T, 64)
+        optimizer = torch.optim.AdamW(model.parameters())
         chance = torch.Generator().manual_seed(0)
         for step in range(n_steps):
             for group in optimizer.param_groups:  # up for 50 steps, then down to 0
-                group["lr"] = 3e-3 * min((step + 1) / 50, 1 - step / n_steps)
-            x, _ = get_batch(train_ids, T, 32, chance)
+                group["lr"] = 4e-3 * min((step + 1) / 50, 1 - step / n_steps)
+            x, _ = get_batch(train_ids, T, 96, chance)
             inputs, labels = mask_tokens(x, MASK, V, (MASK,), p, chance)
             loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
             optimizer.zero_grad()
@@ -207,7 +211,7 @@ if ready(checks.mask_tokens, checks.BertForMaskedLM):
     def accuracy(model):
         """How many masked characters of the held-out plays it puts back, with 15 % masked."""
         chance = torch.Generator().manual_seed(1)
-        x, _ = get_batch(held_out, T, 200, chance)
+        x, _ = get_batch(held_out, T, 400, chance)
         asked = torch.rand(x.shape, generator=chance) < 0.15
         guesses = model(x.masked_fill(asked, MASK)).argmax(dim=-1)
         return (guesses == x)[asked].double().mean().item()
@@ -216,8 +220,8 @@ if ready(checks.mask_tokens, checks.BertForMaskedLM):
     print(f"{100 * accuracy(model):.0f} % of the masked characters are put back")
 
 # %% [markdown]
-# Rub out letters of a line and let your model fill them in. Two lines are from the last plays,
-# which it has not read; try your own, of at most 48 characters, with `_` where a letter is missing.
+# Rub out letters and let your model fill them in. Try words of your own, at most 16 characters,
+# with `_` where a letter is missing.
 
 # %%
 if ready(checks.mask_tokens, checks.BertForMaskedLM):
@@ -230,10 +234,11 @@ if ready(checks.mask_tokens, checks.BertForMaskedLM):
         return show(torch.where(ids == MASK, best, ids))
 
     for line in (
-        "The qual_ty of m_rcy is not str_ined",
-        "Is th_s a d_gger which I s_e before m_,",
-        "To b_ or not t_ be, that is th_ questi_n",
-        "W_at say y_u, my l_rd? Sh_ll we g_?",
+        "To b_ or not t_",
+        "my l_rd, I w_ll",
+        "wh_t say y_u?",
+        "and th_n the k_n",
+        "H_w now, sir",
     ):
         print(line)
         print(fill_in(line), end="\n\n")
@@ -277,13 +282,7 @@ checks.pseudo_log_likelihood.check(pseudo_log_likelihood)
 
 # %%
 if ready(checks.mask_tokens, checks.BertForMaskedLM, checks.pseudo_log_likelihood):
-    lines = (
-        "I have no spur to prick the sides of my intent",
-        "I have no spur to prick the intent of my sides",
-        "I have no rups to kcirp the sides of my intent",
-        "spur no have I to prick sides the of intent my",
-        "tnetni ym fo sedis eht kcirp ot rups on evah I",
-    )
+    lines = ("I will not go", "I will ton go", "go not will I", "I wlli not og", "og ton lliw I")
     with torch.no_grad():
         scores = [pseudo_log_likelihood(model, tokenizer.encode(s), MASK) for s in lines]
     for score, line in sorted(zip(scores, lines, strict=True), reverse=True):
@@ -292,26 +291,27 @@ if ready(checks.mask_tokens, checks.BertForMaskedLM, checks.pseudo_log_likelihoo
 # %% [markdown]
 # ## 12.4 Your own experiment (2 points, 10 minutes)
 #
-# Why 15 %? The cell below trains your model three times more, with other shares, and asks each the
-# same question: with 15 % of held-out text masked, how much does it put back?
+# Why 15 %? The cell below trains your model three times more, for a third of the steps, with other
+# shares, and asks each the same question: with 15 % of held-out text masked, how much does it put
+# back?
 
 # %%
 if ready(checks.mask_tokens, checks.BertForMaskedLM):
-    for p in (0.02, 0.15, 0.4, 0.9):
-        print(f"p = {p:4}: {100 * accuracy(train(p, n_steps=200)):.0f} % put back")
+    for p in (0.02, 0.15, 0.9):
+        print(f"p = {p:4}: {100 * accuracy(train(p, n_steps=150)):.0f} % put back")
 
 # %% [markdown] written="written_12" points=2
-# Before you run the cell above, write down in which order you expect the four shares to come. Then
+# Before you run the cell above, write down in which order you expect the three shares to come. Then
 # run it, and explain in two sentences what a small p costs, what a large p costs, and which of the
 # two you see here.
 #
 # ### BEGIN SOLUTION
-# A full answer gives the four measured shares. A small p leaves nearly the whole line to read but
-# asks for few characters, so the same number of steps teaches little: with p = 0.02 a batch of
-# 32 · 48 characters holds about 30 questions. A large p asks for many, but leaves so little to read
-# that what is learned is how frequent each character is, and not how to read. In a run this short
-# the number of questions is what counts most, so p = 0.02 does far worse than 0.15, and 0.4 is no
-# worse than 0.15 or better than it; 0.9 is worst or near the worst, because no context is left.
+# A full answer gives the three measured shares. A small p leaves nearly the whole line to read but
+# asks for few characters: with p = 0.02 a batch of 96 · 16 characters holds about 30 questions, so
+# the same number of steps teaches little. A large p asks for many, but leaves so little to read
+# that only the frequencies of the characters can be learned: with p = 0.9 both neighbors of a
+# character can be read once in a hundred times. The answer says which of the two costs more here,
+# by the numbers, and that a longer training would lessen the first and not the second.
 # ### END SOLUTION
 
 # %%

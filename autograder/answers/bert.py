@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -120,12 +121,12 @@ class ByBlocks(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.decoder = nn.Linear(d, config.vocab_size)
         self.decoder.weight = self.token_embedding.weight
+        self.sigma = 0.02 * (768 / d) ** 0.5
         self.apply(self._init)
 
-    @staticmethod
-    def _init(part: nn.Module) -> None:
+    def _init(self, part: nn.Module) -> None:
         if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, 0.0, 0.02)
+            nn.init.normal_(part.weight, 0.0, self.sigma)
 
     def forward(
         self, ids: Tensor, attention_mask: Tensor | None = None, token_types: Tensor | None = None
@@ -179,7 +180,7 @@ class ByOwnLayers(nn.Module):
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_().mul_(0.02)
+                    parameter.normal_().mul_(0.02 * math.sqrt(768 / d))
 
     def forward(
         self, ids: Tensor, attention_mask: Tensor | None = None, token_types: Tensor | None = None
@@ -231,7 +232,7 @@ class ByOneHot(nn.Module):
         self.decoder.weight = self.get_parameter("token_embedding.weight")
         for parameter in self.parameters():
             if parameter.dim() == 2:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=math.sqrt(0.3072 / d))
 
     def forward(
         self, ids: Tensor, attention_mask: Tensor | None = None, token_types: Tensor | None = None

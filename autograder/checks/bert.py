@@ -222,6 +222,7 @@ guard(
     dtype=False,
 )
 
+
 def ordinary_of(vocab_size: int, special_ids: Iterable[int]) -> Tensor:
     return torch.tensor(sorted(set(range(vocab_size)) - set(special_ids)))
 
@@ -746,7 +747,7 @@ guard(
 class Model(nn.Module):
     """What the wrong models below have in common; each spoils one of the small methods."""
 
-    norm_first, activation, std = False, "gelu", 0.02
+    norm_first, activation = False, "gelu"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -766,9 +767,12 @@ class Model(nn.Module):
         self.tie()
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=self.std)
+                nn.init.normal_(parameter, std=self.std())
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def std(self) -> float:
+        return 0.02 * math.sqrt(768 / self.config.d_model)
 
     def dropped(self) -> float:
         return self.config.dropout
@@ -1086,12 +1090,13 @@ class TooLongNotRefused(Model):
     BertForMaskedLM,
     "unit_tables",
     "the-masked-head",
-    "Your weights do not start as N(0, 0.02): `nn.Embedding` draws from N(0, 1).",
+    "Your tables start as N(0, 1), as `nn.Embedding` draws them; σ is 0.02·√(768/D).",
     "The same table scores the tokens, so the first logits are some √D in size and the first loss"
     " is many times ln V.",
 )
 class UnitTables(Model):
-    std = 1.0
+    def std(self) -> float:
+        return 1.0
 
 
 @_mistake(
