@@ -35,7 +35,7 @@ LAYERS, HEAD, WINDOW, ROWS = 2, 16, 64, 16
 WIDTHS = (16, 32, 64)
 BUDGETS = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # tokens
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
-RESAMPLES = 300
+RESAMPLES = 200
 
 
 def config_of(vocab_size: int, width: int) -> GPTConfig:
@@ -88,16 +88,18 @@ def trained(
 def fits(runs: list[dict[str, Any]], count: str, resamples: int) -> dict[str, Any]:
     """The law with `count` for N, and those of a bootstrap over the runs; None where none fits."""
 
-    def fit(chosen: list[dict[str, Any]]) -> dict[str, float] | None:
+    def fit(chosen: list[dict[str, Any]], **how: Any) -> dict[str, float] | None:
         columns = ([run[name] for run in chosen] for name in (count, "tokens", "nats"))
         try:
-            return asdict(fit_scaling_law(*columns))
+            return asdict(fit_scaling_law(*columns, **how))
         except ValueError:
             return None
 
     chance = torch.Generator().manual_seed(0)
     draws = torch.randint(len(runs), (resamples, len(runs)), generator=chance).tolist()
-    return {"law": fit(runs), "resampled": [fit([runs[i] for i in drawn]) for drawn in draws]}
+    coarse = torch.arange(1, 38, dtype=torch.float64) * 0.04
+    resampled = [fit([runs[i] for i in drawn], exponents=coarse) for drawn in draws]
+    return {"law": fit(runs), "resampled": resampled}
 
 
 def main() -> None:
@@ -151,11 +153,12 @@ def main() -> None:
     for budget in options.budgets:
         for width in options.widths:
             run(width, budget, best[width], result["runs"])
-    result["fits"] = {
-        name: fits(result["runs"], name, options.resamples)
-        for name in ("parameters", "parameters_of_blocks")
-    }
-    write()
+        if len(result["runs"]) > 5:  # as many as the law has numbers, and one
+            result["fits"] = {
+                name: fits(result["runs"], name, options.resamples)
+                for name in ("parameters", "parameters_of_blocks")
+            }
+            write()
 
 
 if __name__ == "__main__":
