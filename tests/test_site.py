@@ -956,3 +956,30 @@ def test_explorer_of_gpt_size_counts_as_the_package_does(
     width.send_keys(Keys.HOME)  # 64 features for 64 heads, then for 48
     browser.find_element("css selector", "[data-key=n_heads]").send_keys(Keys.ARROW_LEFT)
     assert "48 heads cannot share a width of 64" in texts(browser, ".reading")[0]
+
+
+@pytest.mark.slow
+def test_explorer_of_fill_in_sets_both_sides_beside_the_left(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    def row(right: int, *guesses: str) -> dict[str, Any]:
+        return {"tokens": list(guesses), "shares": [900, 60][: len(guesses)], "right": right}
+
+    first = {"tokens": ["t", "h", "y"], "bert": [row(100, "t")] + [row(900, "h", "o")] * 2}
+    second = {"tokens": ["\n", " "], "bert": [row(5, "a"), row(900, " ")]}
+    lines = [line | {"gpt": [row(60, "o", "h")] * 3} for line in (first, second)]
+    explore(browser, root, tmp_path, "fill_in", {"lines": lines, "start": [0, 1]})
+    assert texts(browser, ".tokens *") == ["t", "[MASK]", "y"]
+    assert texts(browser, ".bars .name") == ["h ✓", "o", "o", "h ✓"]  # BERT's guesses, then GPT's
+    assert texts(browser, ".bars .value") == ["90.0 %", "6.0 %"] * 2
+    reading = "Hidden: “h”. BERT gives it 90.0 %, GPT, which has not seen what follows, 6.0 %."
+    assert texts(browser, ".reading") == [reading]
+    browser.find_element("css selector", "input").send_keys(Keys.ARROW_LEFT)
+    assert texts(browser, ".tokens *") == ["[MASK]", "h", "y"]
+    Select(browser.find_element("css selector", "select")).select_by_index(1)
+    assert texts(browser, ".tokens *") == ["[MASK]", "␣"]
+    browser.find_elements("css selector", ".tokens *")[1].click()
+    assert texts(browser, ".bars .name")[0] == "␣ ✓"

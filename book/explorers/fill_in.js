@@ -1,0 +1,73 @@
+// Hide one token of a line: what BERT, which reads both sides, and GPT, which reads the left, guess.
+//
+// data: {lines: [{tokens: [...], bert: [a row for each token], gpt: [...]}], start: [line, token]},
+// a row being {tokens: five guesses, shares: theirs in thousandths, right: the true token's share}.
+"use strict";
+
+explorer("fill_in", (root, data) => {
+  const name = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎");
+  root.innerHTML = `
+    <p class="controls">
+      <label>Line <select></select></label>
+      <label>Hidden token <input type="range" min="0"> <output></output></label>
+    </p>
+    <p class="tokens"></p>
+    <p class="label">BERT, from both sides</p>
+    <ol class="bars"></ol>
+    <p class="label">GPT, from the left</p>
+    <ol class="bars"></ol>
+    <p class="reading" aria-live="polite"></p>`;
+  const [choice, slider] = root.querySelectorAll("select, input");
+  const boxes = root.querySelector(".tokens");
+  const [both, left] = root.querySelectorAll(".bars");
+  const reading = root.querySelector(".reading");
+  data.lines.forEach((line, i) => choice.add(new Option(line.tokens.join("").trim(), i)));
+
+  function bars(list, row, right) {
+    list.replaceChildren(
+      ...row.tokens.map((token, i) => {
+        const bar = document.createElement("li");
+        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
+        bar.querySelector(".name").textContent = name(token) + (token === right ? " ✓" : "");
+        bar.querySelector(".bar").style.width = `${row.shares[i] / 10}%`;
+        bar.querySelector(".value").textContent = `${(row.shares[i] / 10).toFixed(1)} %`;
+        return bar;
+      }),
+    );
+  }
+
+  function draw() {
+    const line = data.lines[choice.value];
+    slider.max = line.tokens.length - 1;
+    const at = Number(slider.value);
+    const right = line.tokens[at];
+    boxes.replaceChildren(
+      ...line.tokens.map((token, i) => {
+        const box = document.createElement("span");
+        box.textContent = i === at ? "[MASK]" : name(token);
+        box.classList.toggle("now", i === at);
+        box.addEventListener("click", () => {
+          slider.value = i;
+          draw();
+        });
+        return box;
+      }),
+    );
+    root.querySelector("output").textContent = at + 1;
+    bars(both, line.bert[at], right);
+    bars(left, line.gpt[at], right);
+    const share = (row) => `${(row[at].right / 10).toFixed(1)} %`;
+    reading.textContent =
+      `Hidden: “${name(right)}”. BERT gives it ${share(line.bert)}, ` +
+      `GPT, which has not seen what follows, ${share(line.gpt)}.`;
+  }
+
+  [choice.value, slider.max] = [data.start[0], data.lines[data.start[0]].tokens.length - 1];
+  slider.value = data.start[1];
+  choice.addEventListener("input", () => {
+    slider.value = 0;
+    draw();
+  });
+  slider.addEventListener("input", draw);
+  draw();
+});
