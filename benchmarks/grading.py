@@ -309,10 +309,14 @@ grade(folder / "submitted", Plan(exercises, folder, b"x", jobs=jobs, cache=folde
 
 
 def crash(students: int, jobs: int = 2) -> dict[str, Any]:
-    """Kill the grader in the middle of a class, grade again, and count what was lost and redone."""
+    """Kill the grader in the middle of a class, grade again, and count what was lost and redone.
+
+    Every tenth submission is solved and the rest not begun: what is tried is the grader's memory.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch), Path(scratch) / "cache"
-        files = a_class(CHAPTER, students, "s")
+        states = ["solved" if number % 10 == 0 else "unsolved" for number in range(students)]
+        files = {f"s-{i:03}": notebook(CHAPTER, f"s-{i:03}", s) for i, s in enumerate(states)}
         hand_in(files, folder, CHAPTER)
         command = [sys.executable, "-c", _GRADE, scratch, str(ROOT / "exercises"), str(jobs)]
         grader = subprocess.Popen(command, cwd=ROOT)
@@ -329,7 +333,7 @@ def crash(students: int, jobs: int = 2) -> dict[str, Any]:
         plan = Plan(ROOT / "exercises", folder, b"x", jobs=jobs, cache=cache)
         rows = grade(folder / "submitted", plan)
         pages = list((folder / "feedback").rglob("*.html"))
-        expected = [number % 2 == 0 for number in range(students)]  # every other one is solved
+        expected = [state == "solved" for state in states]
         right = [row["score"] == row["max_score"] for row in rows]
         return {
             "students": students,
