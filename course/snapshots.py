@@ -198,8 +198,9 @@ loaded = load_model("book/_data/models/small-gpt")   # .model, .tokenizer, .info
 ## Data
 
 Shakespeare's plays as `rnn2gpt data` builds them (`{facts["text"]}`, {corpus.characters:,}
-characters, sha256 `{corpus.sha256[:12]}…`). The first nine tenths were trained on; the vocabulary of 1,024 byte
-pairs was learned from them too. The last tenth, plays that the model never read, judges it.
+characters, sha256 `{corpus.sha256[:12]}…`). The first nine tenths were trained on; the vocabulary
+of 1,024 byte pairs was learned from them too. The last tenth, plays that the model never read,
+judges it.
 
 ## Training
 
