@@ -983,3 +983,40 @@ def test_explorer_of_fill_in_sets_both_sides_beside_the_left(
     assert texts(browser, ".tokens *") == ["[MASK]", "␣"]
     browser.find_elements("css selector", ".tokens *")[1].click()
     assert texts(browser, ".bars .name")[0] == "␣ ✓"
+
+
+@pytest.mark.slow
+def test_explorer_of_decoding_cuts_as_the_package_does(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    import torch
+    from selenium.webdriver.common.keys import Keys
+
+    from rnn2gpt.generation import filter_logits
+
+    logits = [-300, 0, -100, -50, -400]  # hundredths below the largest
+    data = {"tokens": ["a", "b", " c", "d\n", "e"], "prompts": [{"text": "x", "logits": logits}]}
+    explore(browser, root, tmp_path, "decoding", data)
+    temperature, top_k, top_p = browser.find_elements("css selector", "input[type=range]")
+
+    def after(divisor: float = 1.0, **filters: Any) -> list[str]:
+        exact = filter_logits(torch.tensor([logits]) / 100 / divisor, **filters)[0].softmax(0)
+        falling = exact.sort(descending=True).values.tolist()
+        return [f"{100 * p:.1f} %" if p else "cut" for p in falling]
+
+    assert texts(browser, ".bars .name") == ["b", "d⏎", "␣c", "a", "e"]
+    assert texts(browser, ".bars .value") == after()
+    assert "5 of 5 tokens" in texts(browser, ".reading")[1]
+    check, draw = browser.find_elements("css selector", "button")
+    browser.find_element("css selector", "input[type=number]").send_keys("2")
+    check.send_keys(Keys.ENTER)  # three reach 0.9: 0.49, 0.30, 0.18
+    assert texts(browser, ".reading")[0].startswith("More. It takes 3 of 5")
+    assert texts(browser, ".bars .value") == after(top_p=0.9)
+    top_p.send_keys(Keys.END)
+    top_k.send_keys(Keys.HOME)  # 2 to the power 0: greedy
+    assert texts(browser, ".bars .value") == after(top_k=1)
+    draw.send_keys(Keys.ENTER)
+    assert texts(browser, ".drawn") == [" · ".join(["b"] * 10)]
+    top_k.send_keys(Keys.END)
+    temperature.send_keys(Keys.END)  # 2
+    assert texts(browser, ".bars .value") == after(divisor=2.0)
