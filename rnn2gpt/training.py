@@ -80,7 +80,8 @@ class TrainingConfig:
     """How to train. The run ends at `steps` or `minutes`, whichever comes first (one is needed).
 
     `accumulate` works a batch through in so many parts. `compile` left None compiles where it pays,
-    on CUDA; on a CPU the compiler takes longer than it saves in a short run. `shard` cuts the model
+    on CUDA, unless the model is sharded; on a CPU the compiler takes longer than it saves in a
+    short run. `shard` cuts the model
     over the processes of `torchrun`. `snapshots` keeps so many half-precision copies of the model,
     at steps spaced evenly on a logarithmic scale.
     """
@@ -280,7 +281,8 @@ class Trainer:
         )  # float16 has no room for small gradients: scale them up, then down again
         objective = Objective(self.model, self.loss, autocast(self.device, self.dtype))
         self.objective: Any = team.share(objective, config.shard)
-        pays = self.device.type == "cuda" and self.architecture.reads_windows
+        windows = self.architecture.reads_windows
+        pays = self.device.type == "cuda" and windows and not config.shard
         if pays if config.compile is None else config.compile:
             self.objective = torch.compile(self.objective)
         self.state: Any = None

@@ -724,6 +724,38 @@ def test_train_resumes_with_a_larger_budget(tmp_path: Path, text_file: Path) -> 
     assert json.loads(done.stdout)["step"] == 5
 
 
+def test_every_option_reaches_the_run(tmp_path: Path, text_file: Path) -> None:
+    wanted = {
+        "optimizer": "muon",
+        "schedule": "trapezoid",
+        "precision": "bfloat16",
+        "accumulate": 2,
+        "snapshots": 3,
+        "weight_decay": 0.1,
+        "warmup_steps": 1,
+        "evaluate_every": 2,
+        "batch_size": 4,
+        "block_size": 6,
+        "learning_rate": 0.004,
+        "seed": 5,
+        "steps": 4,
+    }
+    out = tmp_path / "run"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+    options += ["--d-model=16", "--n-layers=1", "--n-heads=2", "--dropout=0.1", "--no-compile"]
+    done = invoke("train", "--model", "gpt", "--text", text_file, "--out", out, *options)
+    assert done.exit_code == 0, done.output
+    config = json.loads((out / "last" / "training.json").read_text())["config"]
+    assert {name: config[name] for name in wanted} == wanted
+    assert config["compile"] is False and config["shard"] is False
+    sizes = load_model(out).info["config"]
+    given = {"d_model": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.1, "block_size": 6}
+    assert {name: sizes[name] for name in given} == given
+    assert [row["step"] for row in rows(out)] == ["2", "4"]
+    assert len(list((out / "snapshots").iterdir())) == 3 and (out / "log.svg").is_file()
+    assert "nats per token" in done.output and "bits per character" in done.output
+
+
 def test_errors_name_the_file_the_problem_and_the_remedy(tmp_path: Path, text_file: Path) -> None:
     missing = invoke("train", "--model", "rnn", "--text", tmp_path / "no.txt", "--out", tmp_path)
     assert missing.exit_code == 1 and "no.txt" in missing.output and "path" in missing.output
