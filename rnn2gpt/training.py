@@ -81,9 +81,8 @@ class TrainingConfig:
 
     `accumulate` works a batch through in so many parts. `compile` left None compiles where it pays,
     on CUDA, unless the model is sharded; on a CPU the compiler takes longer than it saves in a
-    short run. `shard` cuts the model
-    over the processes of `torchrun`. `snapshots` keeps so many half-precision copies of the model,
-    at steps spaced evenly on a logarithmic scale.
+    short run. `shard` cuts the model over the processes of `torchrun`. `snapshots` keeps so many
+    half-precision copies of the model, at steps spaced evenly on a logarithmic scale.
     """
 
     model: str
