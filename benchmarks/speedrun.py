@@ -13,7 +13,8 @@ count. The loss is the mean over the whole held-out text: every character is pre
 half a window or more before it (`rnn2gpt.training.evaluate`); `context` is the window.
 
 Rates and sizes were chosen beforehand, by short runs on the original text that were judged on the
-last tenth of its training part: nothing was chosen on the text that judges here.
+last tenth of its training part: nothing was chosen on the text that judges here. The longer runs'
+were not searched at all.
 
 Finished runs are kept in a folder, so a command that was broken off goes on, and the file is
 written after every run: first everyone's first seed, then everyone's second. It holds
@@ -147,9 +148,11 @@ RUNGS = (
     Rung("width", "Three quarters of the width.", {"d_model": 96}),
 )  # fmt: skip
 LONGER = (
-    Rung("2.5 T", "", {}, 2.5),
-    Rung("12 T", "", {}, 12.0),
-)
+    Rung("2.5 T", "More time: full width again, and a longer window.",
+         {"d_model": 128, "block_size": 128, "batch_size": 12}, 2.5),
+    Rung("12 T", "Two layers more, and larger batches.",
+         {"d_model": 128, "n_layers": 6, "block_size": 128, "batch_size": 24}, 12.0),
+)  # fmt: skip
 
 
 class Run:
@@ -237,12 +240,13 @@ class Bench:
         facts = [self.text.facts["sha256"], torch.__version__, platform.processor(), *what]
         return self.cache / hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
-    def paces(self, recipes: Sequence[Recipe], rounds: int) -> list[float]:
-        """`milliseconds` of the recipes."""
-        path = self._path("paces", recipes, rounds).with_suffix(".json")
+    def pace(self, recipe: Recipe, rounds: int) -> tuple[float, float]:
+        """Milliseconds of a step of the first recipe and of this one, timed in turns."""
+        path = self._path("pace", recipe, rounds).with_suffix(".json")
         if not path.is_file():
-            path.write_text(json.dumps(milliseconds(recipes, self.text, rounds)))
-        return json.loads(path.read_text())
+            path.write_text(json.dumps(milliseconds((Recipe(), recipe), self.text, rounds)))
+        first, own = json.loads(path.read_text())
+        return first, own
 
     def run(self, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
         """`train`."""
@@ -265,9 +269,12 @@ def climb(
     bench: Bench, plan: dict[Rung, Recipe], seeds: int, steps: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """One text's part of the JSON, again after every run, everyone's first seed first."""
-    paces = dict(zip(plan, bench.paces(list(plan.values()), rounds), strict=True))
-    first = paces[next(iter(plan))]
-    allowed = {rung: max(1, round(rung.budget * steps * first / paces[rung])) for rung in plan}
+    paces = {rung: bench.pace(recipe, rounds) for rung, recipe in plan.items()}
+    allowed = {
+        rung: max(1, round(rung.budget * steps * first / own))
+        for rung, (first, own) in paces.items()
+    }
+    allowed[next(iter(plan))] = steps
     counted, counting = count(bench.text)
     runs: dict[Rung, list[Any]] = {}
     for seed in range(seeds):
@@ -277,7 +284,7 @@ def climb(
             runs.setdefault(rung, []).append(bench.run(recipe, allowed[rung], seed))
             print(f"{rung.name:<16} seed {seed}: {runs[rung][-1][1]}", flush=True)
             done = [
-                entry(rung, plan[rung], bench.text, paces[rung], allowed[rung], several)
+                entry(rung, plan[rung], bench.text, paces[rung][1], allowed[rung], several)
                 for rung, several in runs.items()
             ]
             for one, previous in zip(done[1:], done, strict=False):
