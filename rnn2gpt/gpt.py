@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -152,10 +153,11 @@ def _turn(theirs: str, tensor: Tensor) -> Tensor:
     return tensor.t() if theirs.rsplit(".", 1)[-1].startswith("c_") else tensor
 
 
-def gpt2_state_dict(model: GPT) -> dict[str, Tensor]:
+def gpt2_state_dict(model: Any) -> dict[str, Tensor]:
     """The weights of `model` in GPT-2's layout, under the names that Hugging Face gives them.
 
-    The tied head is left out, as in the files there. A model without biases has none here either.
+    `model` is a `GPT`, or a module with its config and its parameters' names. The tied head is left
+    out, as in the files there. A model without biases has none here either.
     """
     ours, theirs = model.state_dict(), {}
     for name, parts in gpt2_layout(model.config.n_layers):

@@ -86,8 +86,9 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, n_heads: int, bias: bool) -> None:
         super().__init__()
         self.n_heads = n_heads
-        for name in ("W_q", "W_k", "W_v", "W_o"):
-            self.add_module(name, nn.Linear(d_model, d_model, bias=bias))
+        self.W_q, self.W_k, self.W_v, self.W_o = (
+            nn.Linear(d_model, d_model, bias=bias) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, t, d_model = x.shape
@@ -141,7 +142,8 @@ class ByLayers(nn.Module):
         self.head.weight = self.token_embedding.weight
         self.dropout = nn.Dropout(config.dropout)
         self.apply(self.draw)
-        for block in self.blocks:
+        blocks: list[Any] = [*self.blocks]
+        for block in blocks:
             for writer in (block.attention.W_o, block.feed_forward.W_2):
                 nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * config.n_layers))
 

@@ -1649,6 +1649,10 @@ def _by_head(w: Tensor) -> list[Tensor]:
     return [heads[:, part].flatten(0, 1) for part in range(3)]
 
 
+def _thirds(*order: int) -> Callable[[Tensor], list[Tensor]]:
+    return lambda w: [w.chunk(3)[part] for part in order]
+
+
 def _unties(model: Any, ours: dict[str, Tensor]) -> None:
     strictly(model, ours)
     model.head.weight = nn.Parameter(ours["head.weight"].clone())
@@ -1704,7 +1708,7 @@ for _name, _order, _said in (
         f"You take the thirds of c_attn for {_said}; they are q, k, v.",
         "All shapes fit, and the heads look with one part for what stands in another: the logits"
         " are noise.",
-        _loading(cut=lambda w, order=_order: [w.chunk(3)[i] for i in order]),
+        _loading(cut=_thirds(*_order)),
     )
 _loads(
     "cut_by_heads",
