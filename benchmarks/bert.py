@@ -509,7 +509,7 @@ def study(
         "models": facts,
         "fill": compare_filling(models, text, n[800], n[300]),
         "reading": compare_reading(models, text, n[800]),
-        "probe": probe(models, text, [max(20, round(scale * k)) for k in LABELED], draws=3),
+        "probe": probe(models, text, [max(40, round(scale * k)) for k in LABELED], draws=3),
         "order": compare_order(models, text, judge, n[200]),
         "writing": compare_writing(models, text, judge, n[24]),
         "positions": [guesses(models, text, line) for line in LINES],
