@@ -248,7 +248,7 @@ class Trainer:
         out: str | Path | None = None,
         *,
         team: Team = ALONE,
-        initialize: Callable[[nn.Module], None] = lambda model: None,
+        initialize: Callable[[nn.Module], object] = lambda model: None,
         tensorboard: bool = False,
         **facts: Any,
     ) -> None:
