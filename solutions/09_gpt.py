@@ -142,7 +142,7 @@ class GPT(nn.Module):
 
 
 # %% check="GPT"
-checks.GPT.check(GPT, GPTConfig=GPTConfig)
+checks.GPT.check(GPT)
 
 # %% [markdown]
 # First test of any fresh language model: it knows nothing, so its loss must be that of an even

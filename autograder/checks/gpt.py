@@ -238,7 +238,6 @@ class ComparedByIdentity(WrongConfig):
 GPT = ASSIGNMENT.exercise(
     "GPT",
     points=5,
-    needs=("GPTConfig",),
     hints=(
         "Follow one row of ids upward. Which two tables is it looked up in, what runs n_layers"
         " times, and which two things stand between the last block and the logits?",
