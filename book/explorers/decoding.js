@@ -6,7 +6,7 @@
 explorer("decoding", (root, data) => {
   root.innerHTML = `
     <p class="controls">
-      <label>After <select></select></label>
+      <label style="max-width:100%">After <select style="max-width:100%"></select></label>
     </p>
     <p class="controls">
       <label>Your guess: how many tokens reach 0.9 together?
