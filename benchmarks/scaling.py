@@ -33,7 +33,7 @@ from rnn2gpt.scaling import fit_scaling_law
 
 LAYERS, HEAD, WINDOW, ROWS = 2, 16, 64, 16
 WIDTHS = (16, 32, 64)
-BUDGETS = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # tokens
+BUDGETS = (62_500, 125_000, 250_000, 500_000)  # tokens
 RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 RESAMPLES = 200
 
