@@ -17,6 +17,7 @@ named.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import operator
 import os
@@ -40,11 +41,12 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 
 from autograder.checks import CHAPTERS, load  # noqa: E402
+from autograder.engine.exercise import Assignment, Exercise  # noqa: E402
 from autograder.grader.grade import Plan, grade  # noqa: E402
 from autograder.grader.run import Work, run  # noqa: E402
 from autograder.grader.sandbox import best_level  # noqa: E402
 from course.release import build_source, exercise_of  # noqa: E402
-from course.sample_class import Member, notebook_of  # noqa: E402
+from course.sample_class import Member, mistaken, notebook_of  # noqa: E402
 
 CHAPTER = "language_models"  # on which graders are compared
 SECRET = b"of the benchmark"
@@ -61,16 +63,19 @@ def notebook(chapter: str, name: str, state: str) -> bytes:
     mistakes = {}
     if state == "half right":
         for exercise in assignment.exercises[::2]:
-            plain = [m.name for m in exercise.misconceptions if _is_plain(m.implementation)]
-            if plain:
-                mistakes[exercise.name] = plain[0]
+            mistakes |= _first_mistake(assignment, exercise)
     solved = 0 if state == "unsolved" else None
     member = Member(name, chapter, solved=solved, mistakes=mistakes, extra=f"# {name}")
     return json.dumps(notebook_of(ROOT, assignment, member)).encode()
 
 
-def _is_plain(implementation: Any) -> bool:
-    return getattr(implementation, "__qualname__", ".").isidentifier()
+def _first_mistake(assignment: Assignment, exercise: Exercise) -> dict[str, str]:
+    """The first misconception that can be written down as a student would write it."""
+    for misconception in exercise.misconceptions:
+        with contextlib.suppress(ValueError):
+            mistaken(assignment, exercise.name, misconception.name)
+            return {exercise.name: misconception.name}
+    return {}
 
 
 def a_class(chapter: str, students: int, mark: str) -> dict[str, bytes]:
@@ -375,6 +380,7 @@ def main() -> None:
         "chapter": CHAPTER,
         "isolation": best_level(),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "load": round(os.getloadavg()[0], 1),  # of all that runs here, before we begin
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     if options.chapters:

@@ -52,7 +52,10 @@ class GradingBenchmark(_Stored):
 
     def html(self, result: dict[str, Any]) -> str:
         part = self.arguments[0]
-        return PARTS[part](result[part]) if part in result else f"<p>{NOT_RUN}</p>"
+        if part not in result:
+            return f"<p>{NOT_RUN}</p>"
+        where = f"{result['machine']}; load average {result['load']:g} before the run."
+        return PARTS[part](result[part]) + f"<p><small>{escape(where)}</small></p>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
