@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -25,6 +26,8 @@ MIXED = "Expected all tensors to be on the same device, but found at least two d
 aten = torch.ops.aten
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)  # by the CPU, too
 _COPYING = (aten.copy_.default, aten._to_copy.default)
+_PACK = aten._pack_padded_sequence.default  # wants lengths, and gives counts, on the CPU everywhere
+_MEETING = (*_COPYING, _PACK, aten._pack_padded_sequence_backward.default)
 
 
 @functools.cache
@@ -75,7 +78,7 @@ class Elsewhere(torch.Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=torch.device(fake_device()),
+            device=torch.device(fake_device(), 0),  # autograd has a queue for each number
         )
 
     def __init__(self, held: torch.Tensor):
@@ -99,7 +102,7 @@ def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation, on the numbers; the result lies where it would on a machine with both."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
-    if there and func not in _COPYING:
+    if there and func not in _MEETING:
         _complain_about_strays(func, args, tensors)
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]).type == fake_device()
@@ -108,6 +111,11 @@ def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = _run(func, *numbers)
     if not there:
         return result
+    if func is _PACK:
+        return Elsewhere(result[0]), result[1]
+    if torch.Tag.inplace_view in func.tags:
+        with no_dispatch():  # the numbers have a new form; so must the tensor that stands for them
+            func(*args, **kwargs)
     known = {id(_numbers(tensor)): tensor for tensor in tensors}  # changed in place and returned
 
     def place(leaf: Any) -> Any:
