@@ -164,7 +164,7 @@ CELLS: dict[str, dict[str, str]] = {
         """,
         "writes to gradebook and neighbors": """
             import glob, os, sqlite3
-            for path in (*glob.glob("/**/gradebook.db", recursive=True), "/work/gradebook.db"):
+            for path in (*glob.glob("/**/gradebook.db", recursive=True), "/srv/gradebook.db"):
                 try: sqlite3.connect(path).execute("UPDATE grade SET manual_score = 1000")
                 except Exception: pass
             for path in glob.glob("/proc/*/root/**/*.ipynb", recursive=True):
