@@ -152,7 +152,7 @@ def _crash(result: dict[str, int]) -> str:
         "scores_as_expected": "of them with the score expected",
         "feedback_pages": "feedback pages",
     }
-    return table(("", "count"), [(text, str(result[key])) for key, text in says.items()])
+    return table(("what", "count"), [(text, str(result[key])) for key, text in says.items()])
 
 
 PARTS = {"chapters": _chapters, "compare": _compare, "scaling": _scaling, "crash": _crash}

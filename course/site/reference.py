@@ -8,6 +8,7 @@ reStructuredText would take for markup (a lone `*`, `|`, or a name that ends in 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -67,5 +68,30 @@ def _process(
     lines[:] = to_rst(lines)
 
 
+def flat_signatures(html: str) -> str:
+    """The page with long signatures as lines of text.
+
+    Sphinx makes each parameter a description in a list without terms, which screen readers announce
+    as a broken list.
+
+    >>> flat_signatures('<dt class="sig">f(<dl><dd>x</dd></dl>)</dt>')
+    '<dt class="sig">f(<span class="parameters"><span>x</span></span>)</dt>'
+    """
+    return re.sub(r'<dt class="sig.*?</dt>', lambda m: _flat(m.group()), html, flags=re.S)
+
+
+def _flat(signature: str) -> str:
+    outer = signature.replace("<dl>", '<span class="parameters">').replace("</dl>", "</span>")
+    return outer.replace("<dd>", "<span>").replace("</dd>", "</span>")
+
+
+def _flatten(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.name != "html":
+        return
+    for path in Path(app.outdir).glob("api_*.html"):
+        path.write_text(flat_signatures(path.read_text("utf-8")), "utf-8")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _process)
+    app.connect("build-finished", _flatten)
