@@ -202,7 +202,8 @@ def test_the_study_measures_what_the_page_shows(root: Path, small: Any) -> None:
     def keys(content: Any) -> Any:
         if isinstance(content, dict):
             return {k: keys(v) for k, v in content.items() if not k.isdigit()}
-        return [keys(content[0])] if isinstance(content, list) and content else None
+        # A list is as its first entry; an example may be missing in so short a run.
+        return keys(content[0]) if isinstance(content, list) and content else None
 
     for part in ("models", "fill", "reading", "order", "writing", "positions"):
         assert keys(made[part]) == keys(stored[part]), part
