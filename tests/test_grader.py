@@ -566,9 +566,9 @@ def test_grading_again_is_free_and_keeps_manual_marks(graded):
         comment.manual_comment = "Well seen."
         name = grade_by_hand.name
         book.db.commit()
-    start = time.process_time()  # of this process: on a busy machine the wall says nothing
+    start = sum(os.times()[:4])  # processor time, children's too: on a busy machine walls lie
     again = grade(folder / "submitted", plan_for(folder))
-    assert time.process_time() - start < 10
+    assert sum(os.times()[:4]) - start < 10
     assert all(
         row["reused"] == (row["work"] is not None or row["student"] == "dee") for row in again
     )
