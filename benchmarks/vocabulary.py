@@ -50,12 +50,19 @@ def best_count(train: Tensor, held_out: Tensor, vocab_size: int) -> tuple[int, f
 
 
 def run_lstm(
-    train: Tensor, held_out: Tensor, vocab_size: int, flops: float, rate: float, seed: int
+    train: Tensor,
+    held_out: Tensor,
+    tokenizer: BPETokenizer | CharTokenizer,
+    flops: float,
+    rate: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Train one LSTM on the budget, and judge it by a full sweep of the held-out text."""
     architecture = MODELS["lstm"]
-    sizes = architecture.config(vocab_size=vocab_size, d_model=WIDTH)
-    body = 8 * WIDTH * WIDTH + vocab_size * WIDTH  # multiplications for one token, head included
+    sizes = architecture.config(vocab_size=tokenizer.vocab_size, d_model=WIDTH)
+    body = (
+        8 * WIDTH * WIDTH + tokenizer.vocab_size * WIDTH
+    )  # multiplications for one token, head included
     config = TrainingConfig(
         model="lstm",
         steps=round(flops / (6 * body * 32 * 64)),
@@ -64,7 +71,7 @@ def run_lstm(
         seed=seed,
         device="cpu",
     )
-    trainer = Trainer(config, sizes, CharTokenizer(""), train, held_out[:1000])
+    trainer = Trainer(config, sizes, tokenizer, train, held_out[:1000])
     trainer.run()
     nats = evaluate(architecture, trainer.model, held_out).mean().item()
     return {"rate": rate, "seed": seed, "nats": nats, "tokens": trainer.tokens}
@@ -84,11 +91,10 @@ def measure(merges: Sequence[int], flops: float, rates: Sequence[float], seeds: 
         predicted = len(held_out) - len(tokenizer.decode(ids[1][:1].tolist()))
         n = len(ids[1]) - 1
         order, counted = best_count(*ids, tokenizer.vocab_size)
-        tried = [run_lstm(*ids, tokenizer.vocab_size, flops, rate, seed=0) for rate in rates]
+        tried = [run_lstm(*ids, tokenizer, flops, rate, seed=0) for rate in rates]
         best = min(tried, key=lambda run: run["nats"])
         runs = [best] + [
-            run_lstm(*ids, tokenizer.vocab_size, flops, best["rate"], seed)
-            for seed in range(1, seeds)
+            run_lstm(*ids, tokenizer, flops, best["rate"], seed) for seed in range(1, seeds)
         ]
         nats = statistics.mean(run["nats"] for run in runs)
         rows.append(

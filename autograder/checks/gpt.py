@@ -1179,8 +1179,8 @@ def forgets_the_final_norm(c: Any) -> int:
     "forgets_the_positions",
     "counting-parameters",
     "You leave the table of positions out.",
-    "It has block_size rows of width D, learned like all others. (Only the count of operations"
-    " leaves it out.)",
+    "It has block_size rows of width D, learned like all others. Only the count of operations"
+    " leaves it out.",
 )
 def forgets_the_positions(c: Any) -> int:
     return count_of(c) - c.block_size * c.d_model

@@ -68,7 +68,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
 // A box that scrolls can be scrolled with the keyboard only if it can be reached with it.
 const SCROLLERS =
-  "article :is(.equation-body, pre, dt.sig, .table-scroll, .pst-scrollable-table-container)";
+  "article :is(.equation-body, pre, dt.sig, .text_html.output > div, .table-scroll, .pst-scrollable-table-container)";
 function reachScrollers() {
   for (const box of document.querySelectorAll(SCROLLERS)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
