@@ -626,7 +626,7 @@ def ladder(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure every model on one text and budget: an hour or so on two free cores (--jobs 2)."""
+    """Measure every model on one text and budget: over an hour on two free cores (--jobs 2)."""
     from course.ladder import FLOPS, NETWORKS, Plan, climb, table
     from rnn2gpt.data import DataError
 

@@ -828,7 +828,7 @@ def test_search_finds_a_word(site: Site, browser: Any) -> None:
     browser.get(f"{site.address}/search.html?q=perplexity")
     results = "[...document.querySelectorAll('#search-results li a')]"  # they come one by one
     for name in ("glossary.html", "01_language_models.html"):
-        wait(browser, f"{results}.some(a => a.href.includes('{name}'))")
+        assert wait(browser, f"{results}.some(a => a.href.includes('{name}'))")
 
 
 @pytest.mark.slow
