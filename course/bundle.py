@@ -38,7 +38,7 @@ CONTENTS = (
     "autograder/grader/sandbox.py",
     "autograder/grader/seccomp.py",
     "course/__init__.py",
-    "course/cli.py",
+    "course/cli/*.py",
     "exercises/**/*.ipynb",
 )
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # a fixed time, so that equal contents give equal bytes

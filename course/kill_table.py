@@ -55,10 +55,16 @@ def kill_table(root: Path, chapters: tuple[str, ...] = CHAPTERS) -> list[Row]:
 
 
 def write_table(root: Path, rows: list[Row]) -> Path:
-    """Store the table where the book's page reads it."""
+    """Store the rows where the book's page reads them, in place of those of the same chapters."""
     path = root / TABLE
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
+    new = [asdict(row) for row in rows]
+    judged = {row["chapter"] for row in new}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    known = {load(chapter).page for chapter in CHAPTERS}
+    kept = [row for row in stored if row["chapter"] in known - judged]
+    table = sorted(kept + new, key=lambda row: row["chapter"])  # stable: the order of exercises
+    text = json.dumps(table, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from course.cli import LANGUAGE_MODELS, main
+from course.cli import main
+from course.cli.models import LANGUAGE_MODELS
 from rnn2gpt import checkpoint, generation
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.checkpoint import MODELS, Architecture, CheckpointError, load_model, save_model
