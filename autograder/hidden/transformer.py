@@ -110,8 +110,11 @@ def _(student: Handle, rng: Rng) -> None:
     start = torch.ones_like(target)  # one word to write, so that the source alone can tell it
     weights = {name: torch.nn.Parameter(w) for name, w in module.train().parameters().items()}
     optimizer = torch.optim.Adam(weights.values(), lr=0.02, betas=(0.9, 0.98))
-    logits = module(source, start).requires_grad_()
-    for _ in range(40):
+    for _ in range(160):  # a right model needs 20 to 60 steps, depending on how it starts
+        logits = module(source, start).requires_grad_()
+        right = (logits.argmax(-1) == target).double().mean().item()
+        if right > 0.9:
+            break
         # The logits' gradient is taken here, and pulled back through the student's model there.
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         (cotangent,) = torch.autograd.grad(loss, logits)
@@ -120,9 +123,7 @@ def _(student: Handle, rng: Rng) -> None:
             weight.grad = pulled.parameters[name]
         optimizer.step()
         module.load({name: weight.detach() for name, weight in weights.items()})
-        logits = module(source, start).requires_grad_()
-    right = (logits.argmax(-1) == target).double().mean().item()
-    expect(right, "the share of pairs learned").holds(right > 0.8, f"only {right:.2f}.")
+    expect(right, "the share of pairs learned").holds(right > 0.9, f"only {right:.2f}.")
 
 
 @label_smoothed_cross_entropy.hidden(
