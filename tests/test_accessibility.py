@@ -51,6 +51,6 @@ def test_no_page_breaks_a_rule_of_accessibility(
 @pytest.mark.slow
 def test_a_broken_rule_is_found(tmp_path: Path, browser: Any, axe: str) -> None:
     page = tmp_path / "page.html"
-    page.write_text("<!doctype html><html lang=en><title>t</title><main><img src=x></main>")
+    page.write_text("<!doctype html><html lang=en><title>t</title><main><img src=data:,></main>")
     browser.get(page.as_uri())
     assert any(line.startswith("image-alt") for line in violations(browser, axe))

@@ -617,6 +617,7 @@ def test_math_is_mathml_drawn_with_our_font(site: Site, browser: Any) -> None:
 @pytest.mark.slow
 def test_pages_open_from_a_folder(site: Site, browser: Any) -> None:
     view(browser, 1280)
+    browser.get_log("browser")  # what other pages left there
     for name in ("index.html", "contributor_guide.html"):
         browser.get((site.html / name).as_uri())
         wait(browser, "document.readyState === 'complete'")

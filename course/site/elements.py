@@ -283,6 +283,15 @@ def _code(message: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(message))
 
 
+# ------------------------------------------------------------------------------------- citations
+
+
+def _visit_citation(self: HTML5Translator, node: nodes.citation) -> None:
+    """An entry of the bibliography is an item of its list; docutils' own role is deprecated."""
+    HTML5Translator.visit_citation(self, node)
+    self.body[-1] = self.body[-1].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 # -------------------------------------------------------------------------------------- plumbing
 
 
@@ -324,5 +333,7 @@ def setup(app: Sphinx) -> None:
     app.add_node(choice, html=(_visit_choice, closes("</div>")))
     app.add_node(choice_text, html=(_visit_choice_text, closes("</span></label>")))
     app.add_node(explanation, html=(_visit_explanation, closes("</div></details>")))
+    closing = HTML5Translator.depart_citation
+    app.add_node(nodes.citation, override=True, html=(_visit_citation, closing))
     app.connect("env-purge-doc", _purge)
     app.connect("build-finished", _copy_files)
