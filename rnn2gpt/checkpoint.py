@@ -51,7 +51,9 @@ class Architecture:
     gave. `cached` says whether it takes a `KVCache`, so that `generation.generate` can run it.
     `blocks` says that it is a stack of `model.blocks` between an embedding and a head, as a GPT is:
     then only its matrices decay, Muon can train them, and it can be sharded. The older models decay
-    as a whole, as they were measured. `flops_per_token` counts what training takes.
+    as a whole, as they were measured. `fills` says that its logits are of the token itself and not
+    of the next one, as a BERT's are: it writes no text, and no loop here trains it.
+    `flops_per_token` counts what training takes.
     """
 
     config: type
@@ -62,6 +64,7 @@ class Architecture:
     sizes: Mapping[str, int] = field(default_factory=dict)
     cached: bool = False
     blocks: bool = False
+    fills: bool = False
     flops_per_token: Callable[[Any], int] | None = None
 
     @property
@@ -135,12 +138,13 @@ MODELS: dict[str, Architecture] = {
         cached=True,
         blocks=True,
     ),
-    "bert": Architecture(  # it fills in hidden tokens, so `benchmarks/bert.py` trains it, no loop
+    "bert": Architecture(  # `benchmarks/bert.py` trains it
         config=BertConfig,
         build=BertForMaskedLM,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         recurrent=False,
         tokenizer=BPETokenizer,
+        fills=True,
     ),
     "seq2seq": Architecture(
         config=Seq2SeqConfig,
@@ -176,6 +180,11 @@ class Checkpoint:
     def cached(self) -> bool:
         """Whether the model takes a `KVCache`."""
         return self.info["model"] in MODELS and MODELS[self.info["model"]].cached
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model puts back hidden tokens, as a BERT does, and so writes no text."""
+        return self.info["model"] in MODELS and MODELS[self.info["model"]].fills
 
     def stream(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits after `ids`, and what to carry on with: the form in which `generate` asks."""

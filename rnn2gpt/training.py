@@ -109,6 +109,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: choose one of {', '.join(MODELS)}")
+        if MODELS[self.model].fills:
+            raise ValueError(
+                f"{self.model} fills in hidden tokens; this loop trains on the next one"
+            )
         if self.steps is None and self.minutes is None:
             raise ValueError("Give a budget: steps, minutes, or both")
         if self.optimizer not in ("adamw", "muon"):

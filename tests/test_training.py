@@ -768,6 +768,14 @@ def test_errors_name_the_file_the_problem_and_the_remedy(tmp_path: Path, text_fi
     assert done.exit_code == 1 and "empty" in done.output
 
 
+def test_a_bert_fills_in_and_neither_writes_nor_translates() -> None:
+    for verb, ask in (("generate", ["--prompt", "my"]), ("translate", ["my"])):
+        refused = invoke(verb, STORED / "small-bert", *ask)
+        assert refused.exit_code == 1 and "holds a BERT" in refused.output
+    with pytest.raises(ValueError, match="bert fills in hidden tokens"):
+        replace(CONFIG, model="bert")
+
+
 def test_data_command_verifies_texts_pairs_and_merges() -> None:
     done = invoke("data", "--json")
     assert done.exit_code == 0, done.output

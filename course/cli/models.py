@@ -366,6 +366,12 @@ def generate(
             raise CheckpointError(
                 f"{checkpoint} holds a model that translates: try `rnn2gpt translate {checkpoint}`."
             )
+        if loaded.fills:
+            raise CheckpointError(
+                f"{checkpoint} holds a BERT, which puts back hidden tokens and does not write: its "
+                f"scores are for the token at a place, not for the next one. A model that writes: "
+                f"`rnn2gpt train --model gpt`."
+            )
         if (top_k or top_p) and not loaded.cached:
             raise ValueError(f"--top-k and --top-p are for a GPT, not for {loaded.info['model']}.")
         if isinstance(loaded.model, torch.nn.Module):
@@ -459,7 +465,10 @@ def translate(
         loaded = load_model(checkpoint)
         if not isinstance(loaded.tokenizer, PairTokenizer):
             raise CheckpointError(
-                f"{checkpoint} holds a model that writes text: try `rnn2gpt generate {checkpoint}`."
+                f"{checkpoint} holds a BERT, which fills in hidden tokens and does not translate."
+                if loaded.fills
+                else f"{checkpoint} holds a model that writes text: try `rnn2gpt generate "
+                f"{checkpoint}`."
             )
         model = loaded.model.to(pick_device(device))
         targets = run(model, loaded.tokenizer, sources, beam, max_tokens, length_penalty)
