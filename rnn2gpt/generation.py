@@ -69,14 +69,16 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
     on_token: Callable[[Int64[Tensor, "B 1"]], None] = lambda token: None,
+    end_id: int | None = None,
 ) -> Int64[Tensor, "B T+n_tokens"]:
     """Continue each row of `ids` with a GPT; the prompt is part of what is returned.
 
     The prompt is read at once and each new token once, its keys and values kept. The text may
     outgrow the model's window: when that is full, its last half is read again, from position 0 on,
     and what stood before is forgotten. Without `use_cache` the window is read anew for every token,
-    which gives the same logits. Put the model in `eval()` first, or its dropout stays on.
-    Raises `ValueError` when the prompt is empty.
+    which gives the same logits. Put the model in `eval()` first, or its dropout stays on. Given an
+    `end_id`, a row that drew it draws nothing more: it is filled up with it, and where all rows
+    have ended the text stops. Raises `ValueError` when the prompt is empty.
     """
     (batch, prompt), window = ids.shape, model.block_size
     if prompt == 0:
@@ -84,6 +86,7 @@ def generate(
     text = torch.cat([ids, ids.new_empty(batch, n_tokens)], dim=1)
     cache = KVCache.for_model(model, batch) if use_cache else None
     start = max(0, prompt - window)  # where the model's window begins in the text
+    ended = torch.zeros(batch, dtype=torch.bool, device=ids.device)
     for at in range(prompt, prompt + n_tokens):
         if at - start > window:
             start = at - max(1, window // 2)
@@ -92,7 +95,12 @@ def generate(
         read = 0 if cache is None else cache.length
         logits, _ = model(text[:, start + read : at], cache=cache)
         text[:, at] = sample(logits[:, -1], temperature, top_k, top_p, generator)
+        if end_id is not None:
+            text[ended, at] = end_id
+            ended |= text[:, at] == end_id
         on_token(text[:, at : at + 1])
+        if end_id is not None and ended.all():
+            return text[:, : at + 1]
     return text
 
 

@@ -1,0 +1,318 @@
+# %% [markdown]
+# # 14 · Instruction tuning and preferences
+#
+# What it takes: about 60 minutes, 13 points. Read first: chapter 14 up to “A batch of answers” for
+# the first two parts, “Judging an answer” and “From preferences to a loss” for the others.
+#
+# Why it is worth building: these four functions, some thirty lines, are what stands between a model
+# that continues text and one that answers. At the end a small GPT trains on your labels and your
+# batches, your measure judges it, and your loss teaches it manners.
+
+# %% setup=true
+import re
+import string
+
+import torch
+import torch.nn.functional as F
+
+from autograder.checks import instruction_tuning as checks
+from autograder.engine.notebook import points_so_far, ready
+
+# %% [markdown]
+# ## 14.1 `build_labels` (3 points, 10 minutes)
+#
+# Which tokens the model is trained to write. Read “Which tokens count” and “Where an answer ends”
+# first.
+#
+# The loss that will use the labels shifts them itself: it compares the logits at place t with the
+# label at place t + 1. Do not shift here.
+#
+# <!-- hints: build_labels -->
+
+
+# %% answer="build_labels"
+def build_labels(prompt_ids, response_ids, ignore_index=-100):
+    """One training row of a prompt and its response, and which of its tokens count.
+
+    prompt_ids, response_ids: lists of ints; the last id of the response is the end of the answer,
+    put there by the caller. Returns (ids, labels), two new lists of one length: the prompt followed
+    by the response, and for each of these tokens the token itself if it belongs to the response,
+    else ignore_index. The prompt may be empty; then every token counts.
+
+    Example: build_labels([5, 6, 7], [8, 2]) is ([5, 6, 7, 8, 2], [-100, -100, -100, 8, 2]).
+    """
+    ### BEGIN SOLUTION
+    ids = [*prompt_ids, *response_ids]
+    return ids, [ignore_index] * len(prompt_ids) + list(response_ids)
+    ### END SOLUTION
+
+
+# %% check="build_labels"
+checks.build_labels.check(build_labels)
+
+# %% [markdown]
+# Something real to use it on: the course's generated tasks, two of them. The vocabulary is that of
+# characters here, with one more for the end. What is in brackets counts in the loss.
+
+# %%
+if ready(checks.build_labels):
+    from rnn2gpt.data import CharTokenizer
+    from rnn2gpt.tasks import load_tasks
+
+    END = "·"
+    splits = load_tasks()
+    tasks = {
+        name: [e for e in splits[name] if e.task in ("dates", "talk")]
+        for name in ("train", "dates", "talk")
+    }
+    used = "".join(e.prompt + e.response for part in tasks.values() for e in part)
+    characters = CharTokenizer(used + END + "\n:")
+
+    def encode(prompt, response):
+        start = characters.encode(prompt + "\n:").tolist()
+        return build_labels(start, characters.encode(response + END).tolist())
+
+    for example in tasks["train"][:4]:
+        ids, labels = encode(example.prompt, example.response)
+        shown = [characters.decode([i]).replace("\n", "⏎") for i in ids]
+        print("".join(f"[{c}]" if y != -100 else c for c, y in zip(shown, labels, strict=True)))
+
+# %% [markdown]
+# ## 14.2 `collate` (3 points, 15 minutes)
+#
+# Rows of unequal length in tables of one shape. Read “A batch of answers” first.
+#
+# Mind one case above all: `pad_id` may be a token that occurs in the rows. GPT-2 has no token for
+# padding, so nearly everybody pads with the token that ends a text, and the end of an answer must
+# keep its label.
+#
+# <!-- hints: collate -->
+
+
+# %% answer="collate"
+def collate(examples, pad_id):
+    """A batch of rows, padded on the right to the longest.
+
+    examples: list of (ids, labels), two lists of ints of one length, as build_labels makes them.
+    Returns ids: (B, T) int64, padded with pad_id; labels: (B, T) int64, padded with -100; and
+    attention_mask: (B, T) bool, True at real tokens. What is padding depends on the lengths alone:
+    pad_id may also be a real token. Leaves `examples` alone.
+
+    Example: collate([([5, 2], [-100, 2]), ([7], [-100])], pad_id=2) gives the ids [[5, 2], [7, 2]],
+    the labels [[-100, 2], [-100, -100]] and the mask [[True, True], [True, False]].
+    """
+    ### BEGIN SOLUTION
+    longest = max(len(ids) for ids, _ in examples)
+    ids = torch.full((len(examples), longest), pad_id)
+    labels = torch.full((len(examples), longest), -100)
+    attention_mask = torch.zeros(len(examples), longest, dtype=torch.bool)
+    for i, (row, targets) in enumerate(examples):
+        n = len(row)
+        ids[i, :n], labels[i, :n] = torch.tensor(row), torch.tensor(targets)
+        attention_mask[i, :n] = True
+    return ids, labels, attention_mask
+    ### END SOLUTION
+
+
+# %% check="collate"
+checks.collate.check(collate)
+
+# %% [markdown]
+# A small GPT learns both tasks from your rows and batches, in some fifteen seconds. The mask is not
+# used: the model reads from left to right, so nothing real comes after padding on the right. Only
+# the answers count in the loss that is printed.
+
+# %%
+if ready(checks.build_labels, checks.collate):
+    from rnn2gpt.gpt import GPT, GPTConfig
+    from rnn2gpt.training import cosine_schedule
+
+    rows = [encode(e.prompt, e.response) for e in tasks["train"]]
+    end = characters.encode(END).item()
+    T, n_steps = max(len(ids) for ids, _ in rows), 400
+
+    def train(model, batches, max_lr, n_steps):
+        """Steps of AdamW on whatever loss the batches give."""
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.95))
+        for step in range(n_steps):
+            optimizer.param_groups[0]["lr"] = cosine_schedule(step, max_lr, 0.0, 20, n_steps)
+            loss = batches(model)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if (step + 1) % (n_steps // 4) == 0:
+                print(f"  step {step + 1:4}: loss {loss.item():.3f}")
+        return model.eval()
+
+    def answer_loss(model):
+        chosen = torch.randint(len(rows), (24,), generator=chance).tolist()
+        ids, labels, _ = collate([rows[i] for i in chosen], pad_id=end)
+        logits = model(ids)[0][:, :-1]  # (B, T − 1, V): the loss shifts
+        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+    chance = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=characters.vocab_size, block_size=T + 20, n_layers=2, n_heads=4, d_model=96
+    )
+    model = train(GPT(config), answer_loss, 4e-3, n_steps)
+
+# %% [markdown]
+# ## 14.3 `exact_match` (2 points, 15 minutes)
+#
+# Whether an answer is right, when there is one right answer. Read “Judging an answer” first.
+#
+# The order of the four steps is part of the contract: other people's numbers were made with it.
+#
+# <!-- hints: exact_match -->
+
+
+# %% answer="exact_match"
+def exact_match(prediction, reference):
+    """Whether two answers are the same after SQuAD's normalization.
+
+    Each text, in this order: is put in lower case; loses every character of string.punctuation;
+    loses the words a, an and the; has its runs of white space made single spaces, with none at the
+    ends. Returns a bool.
+
+    Example: exact_match("The pound.", "pound") is True; exact_match("two pounds", "pound") and
+    exact_match("banana", "bnn") are False.
+    """
+    ### BEGIN SOLUTION
+    forms = []
+    for text in (prediction, reference):
+        kept = "".join(c for c in text.lower() if c not in string.punctuation)
+        forms.append(" ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split()))
+    return forms[0] == forms[1]
+    ### END SOLUTION
+
+
+# %% check="exact_match"
+checks.exact_match.check(exact_match)
+
+# %% [markdown]
+# Your measure on the model: days and names that it never saw. A polite closing may end an answer or
+# not, so it is taken off before the comparison. How do the wrong answers differ from the right
+# ones?
+
+# %%
+if ready(checks.build_labels, checks.collate, checks.exact_match):
+    from rnn2gpt.generation import generate
+    from rnn2gpt.tasks import ends_politely, without_closing
+
+    def ask(model, prompt, temperature=0.0):
+        start = characters.encode(prompt + "\n:")
+        text = generate(model, start[None], 60, temperature, generator=chance, end_id=end)
+        return characters.decode(text[0, len(start) :]).split(END)[0]
+
+    for task in ("dates", "talk"):
+        asked = tasks[task][:30]
+        given = [without_closing(ask(model, e.prompt)) for e in asked]
+        right = [
+            exact_match(text, without_closing(e.response))
+            for text, e in zip(given, asked, strict=True)
+        ]
+        print(f"{task}: {sum(right)} of {len(right)} right")
+        for e, text, ok in list(zip(asked, given, right, strict=True))[:4]:
+            print(f"  {'✓' if ok else '✗'} {e.prompt!r} → {text!r}")
+
+# %% [markdown]
+# ## 14.4 `dpo_loss` (3 points, 10 minutes)
+#
+# A preference as a loss. Read “From preferences to a loss” first.
+#
+# <!-- hints: dpo_loss -->
+
+
+# %% answer="dpo_loss"
+def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    """Direct preference optimization: the mean over the pairs of −ln σ(β · margin).
+
+    All four: (B,), the summed log-probabilities of whole answers, under the policy that learns and
+    under the reference that stays. The margin of a pair is how much more the policy prefers the
+    chosen answer to the rejected one than the reference does. beta: a float above 0. Returns a
+    scalar, finite for margins of any size.
+
+    Example: where the policy is the reference every margin is 0 and the loss is ln 2 = 0.6931. With
+    beta=1, policy sums of −3 and −5 and reference sums of −4 and −4 have the margin 2 and the loss
+    0.1269.
+    """
+    ### BEGIN SOLUTION
+    policy = policy_chosen - policy_rejected
+    reference = reference_chosen - reference_rejected
+    return -F.logsigmoid(beta * (policy - reference)).mean()
+    ### END SOLUTION
+
+
+# %% check="dpo_loss"
+checks.dpo_loss.check(dpo_loss)
+
+# %% [markdown]
+# Manners. About three in ten of the training answers end politely, so the model's do too when it
+# samples. Of its own answers to one remark, one that does and one that does not make a pair; your
+# loss trains a copy of the model on such pairs. The prompts it is measured on are not among them.
+
+# %%
+BETA = 0.1
+N_STEPS = 40
+
+# %%
+if ready(checks.build_labels, checks.collate, checks.exact_match, checks.dpo_loss):
+    import copy
+
+    def log_probability(model, examples):
+        """Σ ln p of each row's labels: (B,)."""
+        ids, labels, _ = collate(examples, pad_id=end)
+        logits = model(ids)[0][:, :-1].transpose(1, 2)  # (B, V, T − 1)
+        return -F.cross_entropy(logits, labels[:, 1:], reduction="none").sum(dim=1)
+
+    def politeness(model):
+        """The share of sampled answers that end politely, and their mean length, held-out names."""
+        given = [ask(model, e.prompt, temperature=1.0) for e in tasks["talk"][:40]]
+        share = sum(map(ends_politely, given)) / len(given)
+        return f"{share:.0%} end politely, {sum(map(len, given)) / len(given):.0f} characters each"
+
+    pairs = []
+    for e in [e for e in tasks["train"] if e.task == "talk"][:60]:
+        given = [ask(model, e.prompt, temperature=1.0) for _ in range(3)]
+        good = [text for text in given if ends_politely(text)]
+        bad = [text for text in given if not ends_politely(text)]
+        if good and bad:
+            pairs.append((encode(e.prompt, good[0]), encode(e.prompt, bad[0])))
+    chosen, rejected = [a for a, _ in pairs], [b for _, b in pairs]
+    with torch.no_grad():
+        old = log_probability(model, chosen), log_probability(model, rejected)
+
+    def preference_loss(policy):
+        some = torch.randint(len(pairs), (8,), generator=chance)
+        new = [log_probability(policy, [part[i] for i in some]) for part in (chosen, rejected)]
+        return dpo_loss(*new, old[0][some], old[1][some], BETA)
+
+    print(f"{len(pairs)} pairs. Before: {politeness(model)}")
+    polite = train(copy.deepcopy(model).train(), preference_loss, 3e-4, N_STEPS)
+    print(f"After: {politeness(polite)}")
+    with torch.no_grad():
+        new = log_probability(polite, chosen), log_probability(polite, rejected)
+    for name, before, after in zip(("chosen", "rejected"), old, new, strict=True):
+        print(f"  ln p of the {name} answers: {before.mean():.1f} before, {after.mean():.1f} after")
+    for e in tasks["talk"][:3]:
+        print(f"  {e.prompt!r} → {ask(polite, e.prompt)!r}")
+
+# %% [markdown] written="written_14" points=2
+# Before you change anything, write down what you expect of BETA = 0.01 and of BETA = 1.0, with the
+# same number of steps: for the share of polite answers, and for the log-probability of the chosen
+# answers. Then set each, run the cell again, and explain in two sentences what you find. Did the
+# chosen answers become likelier, or only the rejected ones less likely?
+#
+# ### BEGIN SOLUTION
+# A full answer gives the measured numbers of at least two settings. The loss sees only β times the
+# margin: with a small β the margin has to grow far before σ settles, so the policy drifts far from
+# the reference; with a large β a small margin is enough and the gradient fades early. Nothing in
+# the loss asks that the chosen answers become likelier in themselves: the margin also grows when
+# both fall and the rejected ones fall faster, and for long pairs that is what one sees. Full
+# points ask for the numbers and for this last observation, either way, in the student's own run.
+# ### END SOLUTION
+
+# %%
+print(points_so_far(*checks.ASSIGNMENT.exercises))
