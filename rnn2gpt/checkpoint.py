@@ -26,6 +26,7 @@ from rnn2gpt import __version__
 from rnn2gpt.attention import CharAttention, CharAttentionConfig
 from rnn2gpt.bert import BertConfig, BertForMaskedLM
 from rnn2gpt.data import CharTokenizer, DataError
+from rnn2gpt.finetune import ClassifierConfig, build_classifier
 from rnn2gpt.gpt import GPT, GPTConfig, flops_per_token
 from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.modern import ModernGPT, ModernGPTConfig
@@ -145,6 +146,13 @@ MODELS: dict[str, Architecture] = {
         recurrent=False,
         tokenizer=BPETokenizer,
         fills=True,
+    ),
+    "classifier": Architecture(  # of labeled texts: `rnn2gpt.classifier` trains it
+        config=ClassifierConfig,
+        build=build_classifier,
+        learning_rate=1e-3,
+        recurrent=False,
+        tokenizer=BPETokenizer,
     ),
     "seq2seq": Architecture(
         config=Seq2SeqConfig,

