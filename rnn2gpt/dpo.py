@@ -33,6 +33,7 @@ from rnn2gpt.instruct import (
     log_probabilities,
     summed_log_probabilities,
 )
+from rnn2gpt.tasks import read_lines
 from rnn2gpt.tokenizer import BPETokenizer
 
 Preference = tuple[str, str, str]  # a prompt, the chosen answer, the rejected one
@@ -77,6 +78,17 @@ def sample_preferences(
         if good and bad:
             pairs.append((prompt, good[0], bad[0]))
     return pairs
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """A user's own pairs: a JSON object with prompt, chosen and rejected on each line.
+
+    Raises `DataError` when the file cannot be read or a line is something else.
+    """
+    return [
+        (prompt, chosen, rejected)
+        for prompt, chosen, rejected in read_lines(Path(path), "prompt", "chosen", "rejected")
+    ]
 
 
 def encode_preference(tokenizer: BPETokenizer, preference: Preference) -> tuple[Row, Row]:

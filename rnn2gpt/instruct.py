@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rnn2gpt.generation import generate
-from rnn2gpt.tasks import Example, Tasks
+from rnn2gpt.tasks import Example, Tasks, without_closing
 from rnn2gpt.tokenizer import BPETokenizer
 from rnn2gpt.training import Trainer, TrainingConfig
 
@@ -104,7 +104,7 @@ class InstructConfig(TrainingConfig):
     """How to tune: `batch_size` counts examples, `block_size` has no meaning here."""
 
     model: str = "gpt"
-    batch_size: int = 24
+    batch_size: int = 20
     learning_rate: float = 2e-3
     min_learning_rate: float = 0.0
     evaluate_every: int = 100
@@ -286,6 +286,26 @@ def rouge_l(predictions: Iterable[str], references: Iterable[str]) -> float:
     pairs = zip(predictions, references, strict=True)
     scores = [scorer.score(reference, text)["rougeL"].fmeasure for text, reference in pairs]
     return 100 * sum(scores) / len(scores)
+
+
+def judge(given: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+    """n, the share of exact matches, and the measure of the task beside it.
+
+    A polite closing counts neither way. BLEU goes with translations, character by character, and
+    ROUGE-L with what is longer than a name.
+    """
+    from rnn2gpt.translator import bleu
+
+    texts = [without_closing(text) for text in given]
+    wanted = [without_closing(example.response) for example in examples]
+    hits = sum(exact_match(text, right) for text, right in zip(texts, wanted, strict=True))
+    scores = {"n": len(texts), "exact": hits / len(texts)}
+    tasks = {example.task for example in examples}
+    if tasks <= {"numbers"}:
+        scores["bleu"] = bleu(texts, wanted)
+    elif tasks <= {"headline", "talk", "own"}:
+        scores["rouge_l"] = rouge_l(texts, wanted)
+    return scores
 
 
 def encode_split(tokenizer: BPETokenizer, splits: Tasks, name: str) -> list[Row]:

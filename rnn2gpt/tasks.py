@@ -173,7 +173,7 @@ def _two_hop(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 def _headline(rng: random.Random, held_out: bool) -> tuple[str, str]:
     teams = [country.name for country in _sample(rng, held_out, 2)]
-    minutes = sorted(rng.sample(range(1, 91), rng.randint(2, 5)))
+    minutes = sorted(rng.sample(range(1, 91), rng.randint(2, 4)))
     events, goals = [], {team: 0 for team in teams}
     for minute in minutes:
         team, kind = rng.choice(teams), rng.choice(("goal", "goal", "foul"))
@@ -260,19 +260,27 @@ def _distinct(maker: Maker, n: int, held_out: bool, task: str) -> list[Example]:
     return repeated + list(found.values())
 
 
-def _own(path: Path) -> Tasks:
-    examples = []
+def read_lines(path: Path, *names: str) -> list[tuple[str, ...]]:
+    """The named texts of the JSON object on each line; `DataError` at the first that is none."""
+    rows = []
     for number, line in enumerate(read_own_file(path).splitlines(), start=1):
         try:
             row = json.loads(line)
-            examples.append(Example(prompt=row["prompt"], response=row["response"]))
-            if not (isinstance(row["prompt"], str) and isinstance(row["response"], str)):
+            texts = tuple(row[name] for name in names)
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f"{path}, line {number}: {line[:60]!r} is not a JSON object with a text for each of"
-                ' "prompt" and "response".'
+                f" {', '.join(names)}."
             ) from None
+        rows.append(texts)
+    return rows
+
+
+def _own(path: Path) -> Tasks:
+    pairs = read_lines(path, "prompt", "response")
+    examples = [Example(prompt=prompt, response=response) for prompt, response in pairs]
     if len(examples) < 10:
         raise DataError(f"{path} has {len(examples)} examples: too few to learn from.")
     random.Random(0).shuffle(examples)

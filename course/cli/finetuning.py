@@ -1,4 +1,4 @@
-"""Verbs that teach a trained model a task: finetune, classify."""
+"""Verbs that teach a trained model a task: finetune, classify, instruct."""
 
 from __future__ import annotations
 
@@ -228,3 +228,189 @@ def classify(checkpoint: Path, texts: tuple[str, ...], device: str, as_json: boo
     for text, answer in zip(given, answers, strict=True):
         label, p = next(iter(answer.items()))
         click.echo(f"{label} ({p:.0%})  {text}")
+
+
+@main.command()
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--pretrained", help="In place of CHECKPOINT: GPT-2's weights, as a folder, file or name."
+)
+@click.option(
+    "--data",
+    "data_file",
+    type=click.Path(path_type=Path),
+    help='Your own examples in place of the course\'s six tasks: on each line {"prompt": …,'
+    ' "response": …}.',
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/instruct"))
+@click.option("--steps", type=click.IntRange(min=1), help="Budget in optimizer steps [1000].")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Budget in minutes.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Examples in a step [20].")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="[adamw]")
+@click.option(
+    "--replay",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of rows that are windows of the plays, against forgetting.",
+)
+@click.option("--dpo", is_flag=True, help="Then go on with preferences, in OUT/dpo.")
+@click.option(
+    "--preferences",
+    "pairs_file",
+    type=click.Path(path_type=Path),
+    help='With --dpo: your own, on each line {"prompt": …, "chosen": …, "rejected": …}'
+    " [the model's own answers, polite ones preferred].",
+)
+@click.option("--beta", type=click.FloatRange(min=0, min_open=True), help="With --dpo [0.1].")
+@click.option("--dpo-steps", type=click.IntRange(min=1), help="With --dpo [60].")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def instruct(checkpoint: Path | None, out: Path, as_json: bool, dpo: bool, **options: Any) -> None:
+    """Teach a GPT to answer: from the folder CHECKPOINT, or from --pretrained.
+
+    Only the answers count in the loss. What is kept in OUT answers with `rnn2gpt generate OUT`.
+    """
+    from rnn2gpt.checkpoint import CheckpointError
+    from rnn2gpt.data import DataError
+    from rnn2gpt.devices import OutOfMemory
+
+    if (checkpoint is None) == (options["pretrained"] is None):
+        raise click.UsageError("Give the folder CHECKPOINT, or --pretrained.")
+    for name in ("pairs_file", "beta", "dpo_steps"):
+        if options[name] is not None and not dpo:
+            flag = {"pairs_file": "preferences"}.get(name, name.replace("_", "-"))
+            raise click.ClickException(f"--{flag} goes with --dpo.")
+    try:
+        if any((out / name).exists() for name in ("config.json", "best", "last")):
+            raise CheckpointError(f"{out} holds a model already: choose another folder with --out.")
+        given = {name: value for name, value in options.items() if value is not None}
+        result = _instruct(checkpoint, out, dpo, **given)
+    except (CheckpointError, DataError, OutOfMemory, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"Cannot write to {out}: {error}") from None
+    if as_json:
+        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    for name, row in result["tests"].items():
+        other = {"bleu": "BLEU", "rouge_l": "ROUGE-L"}
+        more = "".join(f", {label} {row[key]:.1f}" for key, label in other.items() if key in row)
+        click.echo(f"{name:<20}{row['exact']:>5.0%} of {row['n']} exact{more}")
+    if "dpo" in result:
+        told = result["dpo"]
+        click.echo(
+            f"Preferences: loss {told['validation_nats']:.3f} on {told['held_out']} held-out pairs "
+            f"(ln 2 = 0.693 at the start), from {told['pairs']} pairs"
+        )
+    folder = result["folder"]
+    click.echo(f'Kept in {folder}. Try: rnn2gpt generate {folder} --prompt "…" --temperature 0')
+
+
+def _instruct(
+    checkpoint: Path | None,
+    out: Path,
+    dpo: bool,
+    *,
+    pretrained: str | None = None,
+    data_file: Path | None = None,
+    pairs_file: Path | None = None,
+    replay: float = 0.0,
+    beta: float = 0.1,
+    dpo_steps: int = 60,
+    **options: Any,
+) -> dict[str, Any]:
+    import torch
+
+    from rnn2gpt.checkpoint import CheckpointError, load_model
+    from rnn2gpt.data import load_text, split
+    from rnn2gpt.dpo import read_preferences
+    from rnn2gpt.instruct import (
+        InstructConfig,
+        InstructTrainer,
+        answers,
+        encode_split,
+        encode_text,
+        judge,
+    )
+    from rnn2gpt.pretrained import load_pretrained
+    from rnn2gpt.tasks import load_tasks
+    from rnn2gpt.tokenizer import BPETokenizer
+
+    base = load_pretrained(pretrained) if pretrained else load_model(checkpoint or Path())
+    name, tokenizer = base.info["model"], base.tokenizer
+    if not (base.cached and isinstance(tokenizer, BPETokenizer)):
+        raise CheckpointError(
+            f"{checkpoint} holds a {name} that cannot be taught to answer: that takes a GPT on byte"
+            " pairs, which has a token for every letter and one for the end of an answer. Try"
+            " book/_data/models/small-gpt, or one from `rnn2gpt train --model gpt --tokenizer bpe"
+            " --block-size 128`."
+        )
+    preferences = read_preferences(pairs_file) if pairs_file else None
+    splits = load_tasks(data_file=data_file)
+    rows, held_out = (encode_split(tokenizer, splits, part) for part in ("train", "validation"))
+    if replay:
+        text = torch.tensor(tokenizer.encode(split(load_text("all-plays"))[0][:800_000]))
+        windows = round(len(rows) * replay / (1 - replay))
+        rows += encode_text(text, min(64, base.model.block_size), windows)
+    if not options.keys() & {"steps", "minutes"}:
+        options["steps"] = 1000
+    if "learning_rate" not in options and pretrained:
+        options["learning_rate"] = 1e-4
+    facts = {
+        "data": data_file.name if data_file else "tasks",
+        "base": pretrained or str(checkpoint),
+    }
+    trainer = InstructTrainer(
+        InstructConfig(model=name, **options),
+        base.model.config,
+        tokenizer,
+        rows,
+        held_out,
+        out,
+        initialize=lambda model: model.load_state_dict(base.model.state_dict()),
+        **facts,
+    )
+    result: dict[str, Any] = trainer.run(progress=True).to_json() | {"folder": str(out)}
+    tuned = load_model(out)
+    model = tuned.model.to(trainer.device)
+    result["tests"] = {
+        name: judge(answers(model, tokenizer, [e.prompt for e in examples]), examples)
+        for name, examples in splits.items()
+        if name not in ("train", "validation")
+    }
+    if dpo:
+        asked = [e.prompt for e in splits["train"] if e.task in ("talk", "own")]
+        device = {key: options[key] for key in ("seed", "device")}
+        told = _prefer(
+            tuned, out / "dpo", asked, preferences, model=name, beta=beta, steps=dpo_steps, **device
+        )
+        result |= {"dpo": told, "folder": str(out / "dpo")}
+    return result
+
+
+def _prefer(
+    tuned: Any, out: Path, asked: list[str], preferences: Any, **options: Any
+) -> dict[str, Any]:
+    """Preferences, the user's own or the model's own answers judged, learned in a folder."""
+    from rnn2gpt.dpo import DPOConfig, DPOTrainer, sample_preferences
+    from rnn2gpt.tasks import ends_politely
+
+    pairs = preferences
+    if pairs is None:
+        unique = list(dict.fromkeys(asked))[:400]
+        pairs = sample_preferences(tuned.model, tuned.tokenizer, unique, ends_politely)
+    if len(pairs) < 10:
+        raise ValueError(
+            f"There are {len(pairs)} pairs of a preferred and another answer: too few to learn"
+            " from. Give some with --preferences FILE, or tune for longer first."
+        )
+    held_out = max(1, len(pairs) // 10)
+    train, rest = pairs[:-held_out], pairs[-held_out:]
+    trainer = DPOTrainer(
+        DPOConfig(**options), tuned.model, tuned.tokenizer, train, rest, out, base=str(out.parent)
+    )
+    result = trainer.run(progress=True).to_json()
+    return result | {"pairs": len(train), "held_out": len(rest)}

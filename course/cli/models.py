@@ -361,7 +361,10 @@ def generate(
     seed: int | None,
     device: str,
 ) -> None:
-    """Write text with the model in the folder CHECKPOINT, token after token, as it comes."""
+    """Write text with the model in the folder CHECKPOINT, token after token, as it comes.
+
+    A model that `rnn2gpt instruct` made answers the prompt and stops there.
+    """
     import torch
 
     from rnn2gpt import generation, lstm
@@ -394,6 +397,11 @@ def generate(
             raise ValueError(f"--top-k and --top-p are for a GPT, not for {loaded.info['model']}.")
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(where)
+        template, end_id = loaded.info.get("template"), loaded.info.get("end_id")
+        if template and not prompt:
+            raise ValueError("This model answers what it is asked: give it a --prompt.")
+        if template:
+            prompt = template.format(prompt=prompt)
         if prompt is None:
             characters = getattr(loaded.tokenizer, "characters", "\n")
             prompt = "\n" if "\n" in characters else characters[0]
@@ -401,14 +409,15 @@ def generate(
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
         click.echo(prompt, nl=False)
-        text_of = _text_stream(loaded.tokenizer)
+        text_of = _text_stream(loaded.tokenizer, end_id)
         options: dict[str, Any] = {
             "temperature": temperature,
             "generator": generator,
             "on_token": lambda token: click.echo(text_of(token.item()), nl=False),
         }
         if loaded.cached:
-            generation.generate(loaded.model, ids, tokens, top_k=top_k, top_p=top_p, **options)
+            options |= {"top_k": top_k, "top_p": top_p, "end_id": end_id}
+            generation.generate(loaded.model, ids, tokens, **options)
         else:
             lstm.generate(loaded.stream, ids, tokens, **options)
     except (CheckpointError, DataError, ValueError) as error:
@@ -416,14 +425,15 @@ def generate(
     click.echo()
 
 
-def _text_stream(tokenizer: Any) -> Callable[[int], str]:
-    """The text of one id after another. A byte pair may end inside a character: it waits there."""
+def _text_stream(tokenizer: Any, end_id: int | None = None) -> Callable[[int], str]:
+    """The text of one id after another, none for `end_id`. A byte pair may end inside a character:
+    it waits there."""
     from rnn2gpt.tokenizer import BPETokenizer
 
     if not isinstance(tokenizer, BPETokenizer):
         return lambda token: tokenizer.decode([token])
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return lambda token: decoder.decode(tokenizer.decode_bytes([token]))
+    return lambda token: decoder.decode(b"" if token == end_id else tokenizer.decode_bytes([token]))
 
 
 @main.command()
