@@ -1,9 +1,10 @@
 """The test of the tests: every wrong answer dies by its own message, every right one lives.
 
 For each graded object the table holds the course's own solution and the independent right
-answers (full points expected), the empty stub (no points, "not written yet"), each misconception
-(rejected by its own sentence, in the notebook's mode and the grader's), and generic mistakes
-planted in a right answer (rejected by the guard that is there for them).
+answers (full points expected), the empty stub (no points, "not written yet"), the broken code that
+some are handed over with (no points), each misconception (rejected by its own sentence, in the
+notebook's mode and the grader's), and generic mistakes planted in a right answer (rejected by the
+guard that is there for them).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from autograder.engine import guards
 from autograder.engine.exercise import Assignment, Exercise
 from autograder.engine.handle import Local
 from autograder.engine.judge import MISSING, ExerciseResult, judge
-from course.release import read_solution, source_of
+from course.release import SOLUTION, read_solution, source_of
 
 SECRET = b"the kill table's own seed"
 RIGHT = ("solution", "right answer")
@@ -40,7 +41,7 @@ class Row:
 
     chapter: str
     exercise: str
-    kind: str  # solution, right answer, empty stub, misconception, generic mistake
+    kind: str  # solution, right answer, empty stub, handed over, misconception, generic mistake
     answer: str
     expected: str  # the message, or "full points"
     got: str
@@ -104,17 +105,28 @@ def solved_namespace(root: Path, assignment: Assignment) -> dict[str, Any]:
     return namespace
 
 
+def broken_namespace(root: Path, assignment: Assignment) -> dict[str, Any]:
+    """The names that the cells define which are handed over broken, as a student gets them."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    path = source_of(root, assignment)
+    for cell in read_solution(path).cells:
+        if cell.metadata.get("setup") or cell.metadata.get("broken"):
+            exec(compile(SOLUTION.sub("", cell.source), str(path), "exec"), namespace)
+    return namespace
+
+
 def _chapter_rows(root: Path, assignment: Assignment) -> Iterator[Row]:
-    solved = solved_namespace(root, assignment)
+    solved, broken = solved_namespace(root, assignment), broken_namespace(root, assignment)
     module = importlib.import_module(f"autograder.answers.{assignment.notebook}")
     for exercise in assignment.exercises:
         answers = module.ANSWERS[exercise.name]
         helpers = {name: solved[name] for name in exercise.needs}
-        yield from _exercise_rows(exercise, solved[exercise.name], answers, helpers)
+        handed = broken.get(exercise.name)
+        yield from _exercise_rows(exercise, solved[exercise.name], answers, helpers, handed)
 
 
 def _exercise_rows(
-    exercise: Exercise, solution: Any, answers: list[Any], helpers: dict[str, Any]
+    exercise: Exercise, solution: Any, answers: list[Any], helpers: dict[str, Any], handed: Any
 ) -> Iterator[Row]:
     def verdict(answer: Any, hidden: bool = True) -> ExerciseResult:
         namespace = {exercise.name: answer, **helpers}
@@ -134,6 +146,12 @@ def _exercise_rows(
     missing = f"`{exercise.name}` is {MISSING}."
     ok = result.points == 0 and result.message == missing
     yield row("empty stub", "raise NotImplementedError", missing, result, ok)
+
+    if handed is not None:
+        for hidden in (False, True):
+            result, where = verdict(handed, hidden), "the grader" if hidden else "the notebook"
+            ok = result.points == 0 and result.misconception is not None
+            yield row("handed over", f"as it is, in {where}", "no points", result, ok)
 
     for wrong in exercise.misconceptions:
         verdicts = [verdict(wrong.implementation, hidden) for hidden in (False, True)]

@@ -1,7 +1,9 @@
 """Turn `solutions/*.py`, the one source of each exercise, into the notebooks of `exercises/`.
 
 A source is a py:percent notebook whose cell markers carry short metadata: `setup=true`,
-`answer="name"`, `check="name"`, `written="id" points=2`. The release writes nbgrader's source
+`answer="name"`, `check="name"`, `written="id" points=2`. An answer marked `broken=true` is handed
+over with mistakes in it: they stand beneath the solution, which returns before them, and the
+student gets them in place of a stub. The release writes nbgrader's source
 notebooks to `build/source`, runs nbgrader's own `generate_assignment` on them, and strips what
 would differ from one machine to the next. The same sources always give the same bytes.
 """
@@ -40,6 +42,8 @@ HINTS = re.compile(r"<!-- hints: (\w+) -->")
 HINT_TITLES = ("Hint 1: a question", "Hint 2: a direction", "Hint 3: a shape or a formula")
 NBGRADER = {"schema_version": 3, "task": False}
 WRITTEN_STUB = "*Your answer here.*"
+SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n.*?### END SOLUTION\n", re.M | re.S)
+CODE_STUB = re.compile(r"^ *# YOUR CODE HERE\n *raise NotImplementedError\(\)\n", re.M)
 
 
 class ReleaseError(Exception):
@@ -172,6 +176,7 @@ def _expand(cell: NotebookNode, assignment: Assignment, path: Path) -> float:
         _grading(cell, "setup", solution=False, grade=False)
     elif "answer" in short:
         _grading(cell, short["answer"], solution=True, grade=False)
+        cell.metadata["broken"] = short.get("broken", False)
     elif "check" in short:
         points = by_name[short["check"]].points
         _grading(cell, f"check_{short['check']}", solution=False, grade=True, points=points)
@@ -256,12 +261,15 @@ def _generate_assignment(root: Path, scratch: Path, assignment: Assignment) -> P
 
 
 def _normalize(notebook: NotebookNode) -> NotebookNode:
-    """Drop outputs, counters and everything that names a tool's version."""
+    """Drop outputs, counters and everything that names a tool's version, and stubs above broken
+    code."""
     keep = ("kernelspec", "language_info", "rnn2gpt")
     notebook.metadata = nbformat.from_dict(
         {key: notebook.metadata[key] for key in keep if key in notebook.metadata}
     )
     for cell in notebook.cells:
+        if cell.metadata.get("broken"):
+            cell.source = CODE_STUB.sub("", cell.source)
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key == "nbgrader"}
         )
