@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -315,6 +317,37 @@ def test_state_is_held_and_passed_by_reference():
     counter = handle_on("Counter", Counter=Counter).hold()
     add = counter.method("add")
     assert (add(2), add(3), counter.get("count")) == (2, 5, 5)
+
+
+def test_a_context_manager_surrounds_a_call_and_is_left_again_whatever_happens():
+    @contextlib.contextmanager
+    def halved(layer):
+        layer.weight.data.div_(2)
+        try:
+            yield
+        finally:
+            layer.weight.data.mul_(2)
+
+    make = handle_on("halved", halved=halved)
+    layer = make.peer("rnn2gpt.transformer:LayerNorm", 3).eval()
+    x = torch.tensor([[-1.0, 0.0, 1.0]])
+    plain = layer(x)
+    assert same(layer.inside(make.hold(layer), x), plain / 2)
+    assert same(layer(x), plain)
+    with pytest.raises(StudentError, match="normalized_shape"):
+        layer.inside(make.hold(layer), torch.ones(2, 4))
+    assert same(layer(x), plain)
+    with pytest.raises(StudentError, match="context manager"):
+        layer.inside(make.keep(3), x)
+
+
+def test_a_context_manager_that_swallows_the_error_leaves_no_result():
+    quiet = handle_on(
+        "quiet", quiet=lambda: contextlib.suppress(ZeroDivisionError), invert=lambda x: 1 / x
+    )
+    invert = Handle(quiet._conversation, "invert")
+    assert invert.inside(quiet.hold(), 2) == 0.5
+    assert invert.inside(quiet.hold(), 0) is None
 
 
 def test_parameters_come_back_with_gradients_and_the_old_gradient():

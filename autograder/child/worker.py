@@ -7,6 +7,7 @@ right is decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
@@ -126,11 +127,13 @@ class Worker:
         sizes: bool = False,
         wrt: list[int | str] | None = None,
         cotangent: Any = None,
+        inside: Any = None,
     ) -> dict[str, Any]:
         function = self._find(target, method)
         if wrt is not None:
             args, kwargs = _differentiable(args, kwargs, wrt)
-        with Watch(watch or [], sizes) as watching:
+        value, around = None, contextlib.nullcontext() if inside is None else inside
+        with around, Watch(watch or [], sizes) as watching:  # `around` may swallow an error
             value = function(*args, **kwargs)
         reply: dict[str, Any] = {"used": sorted(watching.used), "largest": watching.largest}
         if wrt is not None:

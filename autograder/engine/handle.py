@@ -171,6 +171,13 @@ class Handle:
         after_args, after_kwargs = reply["after"]
         return After(reply["value"], after_args, after_kwargs)
 
+    def inside(self, context: Handle, *args: Any, **kwargs: Any) -> Any:
+        """Call the object within `with context:`, a context manager held beside it.
+
+        What the call raises leaves through the context manager, as in a student's own code.
+        """
+        return self._call(args, kwargs, inside=context._target)["value"]
+
     def largest(self, *args: Any, **kwargs: Any) -> int:
         """Call the object; how many numbers the largest tensor holds that was made on the way.
 
