@@ -801,7 +801,10 @@ def test_two_processes_do_what_one_does(
     train = ["train", "--model", "gpt", "--text", text_file, "--device", "cpu", "--json"]
     train += ["--d-model", 16, "--n-layers", 2, "--n-heads", 2, "--block-size", 12]
     train += ["--batch-size", 8, "--evaluate-every", 5]
-    train += ["--precision", "float32"]  # in bfloat16, where a machine has it, rounding differs more
+    train += [
+        "--precision",
+        "float32",
+    ]  # in bfloat16, where a machine has it, rounding differs more
     alone = json.loads(invoke(*train, "--steps", 15, "--out", tmp_path / "one").stdout)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port

@@ -1,0 +1,500 @@
+"""What pretraining is worth to a classifier, and what each way of fine-tuning costs.
+
+    python benchmarks/classification.py    # writes book/_data/classification.json
+
+Some 14 minutes of processor time on one core of a 2.5 GHz AMD EPYC. `--part NAME` measures one part
+anew and leaves the others as they are stored; `curve` and `methods` start from the model that
+`further` keeps in `--keep`. The last run of `methods` also writes the classifier that the page
+asks, `book/_data/models/film-classifier`.
+
+    words     majority and TF-IDF with logistic regression, English and Chinese; and what the
+              Chinese texts' doubles do to a test that is split before they are taken out
+    tokens    how many tokens a text takes with the small GPT's English byte pairs
+    further   the small GPT reads the film sentences of the training part, without their labels
+    curve     accuracy over the number of labels, all weights trained: from scratch, from the small
+              GPT, from the one that `further` made
+    methods   head, last block, all weights and LoRA on all labels, from the one that `further`
+              made: the same batches, each method's own rate; seconds and memory of a step
+    chinese   the small GPT with its English byte pairs, the same from scratch, and a network of
+              its size from scratch with byte pairs that were learned from Chinese
+    entities  token classification on generated sentences, causal and reading both sides, names
+              seen and held out, and a dictionary of the training names
+
+Accuracies are those of the last step on 2,000 test texts, with Wilson's interval. Rates were chosen
+on the validation texts. Seconds are processor seconds of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from torch import Tensor, nn
+
+from course.ladder import machine
+from rnn2gpt.checkpoint import Checkpoint, load_model, read_json, save_model, write_json
+from rnn2gpt.classifier import (
+    LEARNING_RATES,
+    ClassificationConfig,
+    ClassificationTrainer,
+    accuracy,
+    classifier_config,
+    encode,
+    predict,
+    wilson,
+)
+from rnn2gpt.entities import TAGS, entities, entity_f1, sentences, split_names
+from rnn2gpt.finetune import TokenClassifier, trained_parameters
+from rnn2gpt.gpt import GPT
+from rnn2gpt.optim import cosine_schedule, parameter_groups
+from rnn2gpt.sentiment import LabeledTexts, distinct, load_examples, majority
+from rnn2gpt.sentiment import _load as all_lines  # doubles included
+from rnn2gpt.tokenizer import BPETokenizer, train_bpe
+from rnn2gpt.training import Trainer, TrainingConfig
+
+OUT = Path("book/_data/classification.json")
+MODELS = Path("book/_data/models")
+COMMAND = "python benchmarks/classification.py"
+WINDOW, BATCH = 128, 16
+EPOCHS = {250: 10, 1000: 6, 4000: 3, 8066: 3}  # by the number of labels
+RATES = {"scratch": 1e-3, "plays": 1e-3, "films": 1e-3}  # all weights, by the start
+
+
+class Plan:
+    """What is run, how much of it, and where it goes. `scale` below 1 is for tests."""
+
+    def __init__(
+        self,
+        out: Path,
+        keep: Path,
+        seeds: Sequence[int] = (0, 1),
+        starts: Sequence[str] = (),
+        scale: float = 1.0,
+    ) -> None:
+        self.out, self.keep, self.scale = out, keep, scale
+        self.seeds, self.starts = list(seeds), list(starts)
+
+    def some(self, n: int) -> int:
+        return n if self.scale == 1 else max(40, round(self.scale * n))
+
+    def keep_partial(self, part: str, found: dict[str, Any]) -> None:
+        """What was measured so far, beside what is stored; a start's rows replace its old ones."""
+        stored = read_json(self.out) if self.out.exists() else {}
+        old = stored.get(part, {}) if part == "curve" else {}
+        stored |= {part: old | found, "command": COMMAND, "machine": machine()}
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.out.with_suffix(".new"), stored)
+        os.replace(self.out.with_suffix(".new"), self.out)
+
+
+class Timer:
+    """Processor seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.process_time()
+
+    def __call__(self) -> float:
+        return time.process_time() - self.began
+
+
+def share(hits: float, n: int) -> dict[str, Any]:
+    low, high = wilson(hits, n)
+    return {"accuracy": hits, "low": low, "high": high, "n": n}
+
+
+def small_gpt() -> Checkpoint:
+    return load_model(MODELS / "small-gpt")
+
+
+# --- baselines ------------------------------------------------------------------------------------
+
+
+def by_words(train: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]], zh: bool) -> float:
+    """TF-IDF and logistic regression: words and pairs of words, or characters and pairs of them."""
+    grams = {"analyzer": "char"} if zh else {}
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), **grams),
+        LogisticRegression(C=10, max_iter=500),
+    )
+    model.fit(*zip(*train, strict=True))
+    return float(model.score(*zip(*test, strict=True)))
+
+
+def study_words(plan: Plan) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for task in ("sentiment", "sentiment-zh"):
+        texts, zh = load_examples(task), task.endswith("zh")
+        n = len(texts.test)
+        common = majority(texts.train)
+        curve = {}
+        for labels in [*EPOCHS, len(texts.train)]:
+            hits = by_words(texts.train[: plan.some(labels)], texts.test, zh)
+            curve[str(labels)] = share(hits, n)
+        found[task] = {
+            "train": len(texts.train),
+            "validation": len(texts.validation),
+            "test": n,
+            "majority": share(sum(label == common for _, label in texts.test) / n, n),
+            "curve": curve,
+        }
+    lines = all_lines("sentiment-zh")
+    mixed = lines[:]
+    random.Random(13).shuffle(mixed)
+    test, train = mixed[:2000], mixed[2500 : 2500 + plan.some(len(mixed))]
+    known = {text for text, _ in train}
+    found["doubles"] = {
+        "lines": len(lines),
+        "texts": len({text for text, _ in lines}),
+        "distinct": len(distinct(lines)),
+        "seen": sum(text in known for text, _ in test) / len(test),
+        "leaked": share(by_words(train, test, True), len(test)),
+    }
+    return found
+
+
+def study_tokens(plan: Plan) -> dict[str, Any]:
+    tokenizer, found = small_gpt().tokenizer, dict[str, Any]()
+    chinese = chinese_pairs(plan)
+    for task, name, bpe in (
+        ("sentiment", "plays", tokenizer),
+        ("sentiment-zh", "plays", tokenizer),
+        ("sentiment-zh", "chinese", chinese),
+    ):
+        texts = [text for text, _ in load_examples(task).train[: plan.some(2000)]]
+        counts = torch.tensor([len(bpe.encode(text)) for text in texts]).double()
+        found[f"{task} {name}"] = {
+            "vocabulary": bpe.vocab_size,
+            "tokens": counts.mean().item(),
+            "characters": sum(map(len, texts)) / len(texts),
+            "cut": (counts > WINDOW).double().mean().item(),
+        }
+    return found
+
+
+def chinese_pairs(plan: Plan) -> BPETokenizer:
+    """4,096 byte pairs of 3,000 Chinese training texts."""
+    texts = [text for text, _ in load_examples("sentiment-zh").train[: plan.some(3000)]]
+    return BPETokenizer(train_bpe("\n".join(texts), 4096 if plan.scale == 1 else 600))
+
+
+# --- classifiers ----------------------------------------------------------------------------------
+
+
+def finetune(
+    plan: Plan,
+    texts: LabeledTexts,
+    start: Checkpoint,
+    epochs: float,
+    learning_rate: float,
+    method: str = "all",
+    scratch: bool = False,
+    seed: int = 0,
+) -> tuple[dict[str, Any], ClassificationTrainer]:
+    """Train, and judge on the test texts."""
+    steps = max(2, round(epochs * plan.scale * (len(texts.train) // BATCH)))
+    config = ClassificationConfig(
+        method=method,
+        steps=steps,
+        batch_size=BATCH,
+        block_size=WINDOW,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 10,
+        evaluate_every=10**9,
+        seed=seed,
+        device="cpu",
+    )
+    sizes = classifier_config(start.model.config, texts.labels, method, 8, 16.0, 0.1)
+    began = Timer()
+    trainer = ClassificationTrainer(
+        config, sizes, start.tokenizer, texts, start=None if scratch else start.model
+    )
+    result = trainer.run()
+    seconds = began()
+    test = texts.test[: plan.some(len(texts.test))]
+    ids, labels = zip(*encode(start.tokenizer, test, WINDOW), strict=True)
+    hits = accuracy(predict(trainer.model, ids), labels)
+    row = {
+        "labels": len(texts.train),
+        "steps": steps,
+        "tokens": result.tokens,
+        "seconds": seconds,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "trained": trained_parameters(trainer.model),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "validation_nats": result.validation_nats,
+        **share(hits, len(test)),
+    }
+    print(method, "scratch" if scratch else "", {k: row[k] for k in ("labels", "accuracy")})
+    return row, trainer
+
+
+def study_further(plan: Plan) -> dict[str, Any]:
+    """Two passes over the film sentences as one text, half of the small GPT's peak rate."""
+    start, texts = small_gpt(), load_examples("sentiment")
+    both = ("\n".join(t for t, _ in part) for part in (texts.train, texts.validation))
+    ids, held_out = (torch.tensor(start.tokenizer.encode(text)) for text in both)
+    steps = max(2, round(plan.scale * 2 * len(ids) / (BATCH * WINDOW)))
+    config = TrainingConfig(
+        model="gpt", steps=steps, batch_size=BATCH, block_size=WINDOW, learning_rate=4e-3,
+        schedule="trapezoid", optimizer="muon", device="cpu", evaluate_every=10**9,
+    )  # fmt: skip
+    began = Timer()
+    trainer = Trainer(
+        config, start.model.config, start.tokenizer, ids, held_out,
+        initialize=lambda model: model.load_state_dict(start.model.state_dict()),
+    )  # fmt: skip
+    before = trainer.validate()
+    after = trainer.run()
+    save_model(
+        plan.keep / "films", "gpt", start.model.config, trainer.model.state_dict(),
+        start.tokenizer, text="film sentences",
+    )  # fmt: skip
+    return {
+        "steps": steps,
+        "tokens": after.tokens,
+        "seconds": began(),
+        "nats_before": before,
+        "nats_after": after.validation_nats,
+        "bits_after": after.bits_per_character,
+    }
+
+
+def study_curve(plan: Plan) -> dict[str, Any]:
+    texts, found = load_examples("sentiment"), dict[str, Any]()
+    starts = {
+        "scratch": small_gpt(),
+        "plays": small_gpt(),
+        "films": load_model(plan.keep / "films"),
+    }
+    for name in plan.starts or starts:
+        for n, epochs in EPOCHS.items():
+            for seed in plan.seeds if n < 4000 else plan.seeds[:1]:
+                some = replace(texts, train=texts.train[: plan.some(n)])
+                row, _ = finetune(
+                    plan, some, starts[name], epochs, RATES[name], scratch=name == "scratch",
+                    seed=seed,
+                )  # fmt: skip
+                found.setdefault(name, {}).setdefault(str(n), []).append(row)
+                plan.keep_partial("curve", found)
+    return found
+
+
+def study_methods(plan: Plan) -> dict[str, Any]:
+    texts, start = load_examples("sentiment"), load_model(plan.keep / "films")
+    texts = replace(texts, train=texts.train[: plan.some(len(texts.train))])
+    found: dict[str, Any] = {}
+    for method, rate in LEARNING_RATES.items():
+        row, trainer = finetune(plan, texts, start, 3, rate, method)
+        found[method] = row | step_costs(trainer)
+        if method == "all" and plan.scale == 1:
+            save_model(
+                MODELS / "film-classifier", "classifier", trainer.model_config,
+                trainer.model.state_dict(), start.tokenizer, torch.float16, task="sentiment",
+                method=method, max_tokens=WINDOW, command=COMMAND, accuracy=row["accuracy"],
+            )  # fmt: skip
+        plan.keep_partial("methods", found)
+    return found
+
+
+def step_costs(trainer: ClassificationTrainer) -> dict[str, Any]:
+    """Processor seconds of a step, and the bytes that it holds: one batch of 16 × 64 tokens."""
+    torch.manual_seed(0)
+    model, vocab = trainer.model.train(), trainer.model_config.vocab_size
+    inputs = torch.randint(vocab, (BATCH, 64)), torch.ones(BATCH, 64, dtype=torch.bool)
+    labels = torch.randint(2, (BATCH,))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), 0.0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        loss = trainer.loss(model, inputs, labels)
+    loss.backward()
+    optimizer.step()
+    times = []
+    for _ in range(7):
+        began = Timer()
+        trainer.loss(model, inputs, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(began())
+    trained = trained_parameters(model)
+    return {
+        "step_seconds": sorted(times)[3],
+        "bytes": {
+            "weights": 4 * sum(p.numel() for p in model.parameters()),
+            "gradients": 4 * trained,
+            "moments": 8 * trained,
+            "activations": sum(held.values()),
+        },
+    }
+
+
+def study_chinese(plan: Plan) -> dict[str, Any]:
+    texts, start = load_examples("sentiment-zh"), small_gpt()
+    texts = replace(texts, train=texts.train[: plan.some(4000)])
+    own = chinese_pairs(plan)
+    sizes = replace(start.model.config, vocab_size=own.vocab_size)
+    ours = Checkpoint(GPT(sizes), own, start.info)
+    found: dict[str, Any] = {"words": share(by_words(texts.train, texts.test, True), 2000)}
+    for name, begin, scratch in (
+        ("plays", start, False),
+        ("scratch", start, True),
+        ("own tokens", ours, True),
+    ):
+        found[name], _ = finetune(plan, texts, begin, 3, 1e-3, scratch=scratch)
+        plan.keep_partial("chinese", found)
+    return found
+
+
+# --- named entities -------------------------------------------------------------------------------
+
+
+def study_entities(plan: Plan) -> dict[str, Any]:
+    start = small_gpt()
+    train = sentences(start.tokenizer, plan.some(3000), seed=1)
+    tests = {
+        "seen": sentences(start.tokenizer, 600, seed=2),
+        "held out": sentences(start.tokenizer, 600, held_out=True, seed=3),
+    }
+    found: dict[str, Any] = {
+        "train": len(train),
+        "test": 600,
+        "names": {k: [len(v), len(split_names(True)[k])] for k, v in split_names(False).items()},
+    }
+    found["dictionary"] = judged(tests, dictionary(start.tokenizer))
+    for name, causal in (("causal", True), ("both sides", False)):
+        torch.manual_seed(0)
+        began = Timer()
+        gpt = GPT(start.model.config)
+        gpt.load_state_dict(start.model.state_dict())
+        model = TokenClassifier(gpt, len(TAGS), causal)
+        losses = teach_tags(model, train)
+        guess = tagger(model)
+        found[name] = judged(tests, guess) | {"seconds": began(), "loss": losses[-1]}
+    return found
+
+
+Guess = Callable[[Sequence[Any]], list[list[int]]]
+
+
+def teach_tags(model: TokenClassifier, train: Sequence[Any], epochs: int = 2) -> list[float]:
+    """Batches of sentences of one length, in an order that is shuffled; all weights are trained."""
+    by_length: dict[int, list[Any]] = {}
+    for sentence in train:
+        by_length.setdefault(len(sentence.ids), []).append(sentence)
+    batches = [
+        same[i : i + 16] for same in by_length.values() for i in range(0, len(same), 16)
+    ] * epochs
+    random.Random(0).shuffle(batches)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), 1e-3)
+    losses = []
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = cosine_schedule(step, 1e-3, 0.0, 20, len(batches))
+        logits = model(torch.tensor([s.ids for s in batch]))  # (B, T, 7)
+        tags = torch.tensor([s.tags for s in batch])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), tags.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def tagger(model: TokenClassifier) -> Guess:
+    @torch.no_grad()
+    def guess(some: Sequence[Any]) -> list[list[int]]:
+        model.eval()
+        return [model(torch.tensor([s.ids]))[0].argmax(-1).tolist() for s in some]
+
+    return guess
+
+
+def dictionary(tokenizer: BPETokenizer) -> Guess:
+    """Every name of the training part is marked wherever it stands; the rest is O."""
+    known: dict[tuple[int, ...], int] = {}
+    for kind, names in split_names(False).items():
+        for name in names:
+            for text in (name, f" {name}"):
+                known.setdefault(tuple(tokenizer.encode(text)), TAGS.index(f"B-{kind}"))
+    longest = max(map(len, known))
+
+    def guess(some: Sequence[Any]) -> list[list[int]]:
+        found = []
+        for s in some:
+            tags, i = [0] * len(s.ids), 0
+            while i < len(s.ids):
+                ends = (j for j in range(min(len(s.ids), i + longest), i, -1))
+                end = next((j for j in ends if tuple(s.ids[i:j]) in known), None)
+                if end is not None:
+                    first = known[tuple(s.ids[i:end])]
+                    tags[i:end] = [first] + [first + 1] * (end - i - 1)
+                i = end or i + 1
+            found.append(tags)
+        return found
+
+    return guess
+
+
+def judged(tests: dict[str, Sequence[Any]], guess: Guess) -> dict[str, Any]:
+    """Entity-level F1 on names seen and held out, by where the clue stands."""
+    row = {}
+    for name, some in tests.items():
+        for place, behind in (("before", False), ("behind", True)):
+            part = [s for s in some if s.behind is behind]
+            f1 = entity_f1(guess(part), [s.tags for s in part])
+            row[f"{name}, clue {place}"] = f1
+        row[name] = entity_f1(guess(some), [s.tags for s in some])
+        row[f"{name}, entities"] = sum(len(entities(s.tags)) for s in some)
+    return row
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+STUDIES: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "words": study_words,
+    "tokens": study_tokens,
+    "further": study_further,
+    "curve": study_curve,
+    "methods": study_methods,
+    "chinese": study_chinese,
+    "entities": study_entities,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--part", choices=STUDIES, action="append")
+    parser.add_argument("--starts", default="", help="of curve, with commas: scratch,plays,films")
+    parser.add_argument("--seeds", default="0,1", help="of curve, below 4,000 labels")
+    parser.add_argument("--keep", type=Path, default=Path("runs/classification"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    starts = [name for name in given.starts.split(",") if name]
+    plan = Plan(given.out, given.keep, [int(s) for s in given.seeds.split(",")], starts)
+    for part in given.part or STUDIES:
+        began = Timer()
+        plan.keep_partial(part, STUDIES[part](plan))
+        print(f"{part}: {began():.0f} s")
+
+
+if __name__ == "__main__":
+    main()
