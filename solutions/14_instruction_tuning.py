@@ -51,30 +51,33 @@ def build_labels(prompt_ids, response_ids, ignore_index=-100):
 checks.build_labels.check(build_labels)
 
 # %% [markdown]
-# Something real to use it on: the course's generated tasks, two of them. The vocabulary is that of
-# characters here, with one more for the end. What is in brackets counts in the loss.
+# Something real to use it on: number words into digits, and remarks to be answered, some with a
+# polite closing. The tokens are byte pairs learned from the examples; byte 3, ASCII's “end of
+# text”, ends an answer. What is in brackets counts in the loss.
 
 # %%
 if ready(checks.build_labels):
-    from rnn2gpt.data import CharTokenizer
-    from rnn2gpt.tasks import load_tasks
+    import random
 
-    END = "·"
-    splits = load_tasks()
-    tasks = {
-        name: [e for e in splits[name] if e.task in ("dates", "talk")]
-        for name in ("train", "dates", "talk")
-    }
-    used = "".join(e.prompt + e.response for part in tasks.values() for e in part)
-    characters = CharTokenizer(used + END + "\n:")
+    from rnn2gpt.tasks import load_tasks
+    from rnn2gpt.tokenizer import BPETokenizer, train_bpe
+    from rnn2gpt.translation import english_number
+
+    numbers = [(english_number(n), str(n)) for n in range(1000)]
+    random.Random(0).shuffle(numbers)
+    talk = [(e.prompt, e.response) for e in load_tasks()["train"] if e.task == "talk"]
+    training = 2 * numbers[100:] + talk[:3000]
+    seen = {prompt for prompt, _ in training}
+    held_out = {"numbers": numbers[:100], "talk": [x for x in talk[3000:] if x[0] not in seen]}
+    bpe = BPETokenizer(train_bpe(" ".join(f"{p} {r}" for p, r in training), 500))
+    [END] = bpe.encode("\x03")
 
     def encode(prompt, response):
-        start = characters.encode(prompt + "\n:").tolist()
-        return build_labels(start, characters.encode(response + END).tolist())
+        return build_labels(bpe.encode(prompt + "\n"), [*bpe.encode(" " + response), END])
 
-    for example in tasks["train"][:4]:
-        ids, labels = encode(example.prompt, example.response)
-        shown = [characters.decode([i]).replace("\n", "⏎") for i in ids]
+    for prompt, response in (training[0], *talk[:3]):
+        ids, labels = encode(prompt, response)
+        shown = [bpe.decode([i]).replace("\n", "⏎").replace("\x03", "end") for i in ids]
         print("".join(f"[{c}]" if y != -100 else c for c, y in zip(shown, labels, strict=True)))
 
 # %% [markdown]
@@ -118,7 +121,7 @@ def collate(examples, pad_id):
 checks.collate.check(collate)
 
 # %% [markdown]
-# A small GPT learns both tasks from your rows and batches, in some fifteen seconds. The mask is not
+# A small GPT learns both tasks from your rows and batches, in some ten seconds. The mask is not
 # used: the model reads from left to right, so nothing real comes after padding on the right. Only
 # the answers count in the loss that is printed.
 
@@ -127,8 +130,7 @@ if ready(checks.build_labels, checks.collate):
     from rnn2gpt.gpt import GPT, GPTConfig
     from rnn2gpt.training import cosine_schedule
 
-    rows = [encode(e.prompt, e.response) for e in tasks["train"]]
-    end = characters.encode(END).item()
+    rows = [encode(prompt, response) for prompt, response in training]
     T, n_steps = max(len(ids) for ids, _ in rows), 400
 
     def train(model, batches, max_lr, n_steps):
@@ -146,17 +148,17 @@ if ready(checks.build_labels, checks.collate):
         return model.eval()
 
     def answer_loss(model):
-        chosen = torch.randint(len(rows), (24,), generator=chance).tolist()
-        ids, labels, _ = collate([rows[i] for i in chosen], pad_id=end)
+        drawn = torch.randint(len(rows), (24,), generator=chance).tolist()
+        ids, labels, _ = collate([rows[i] for i in drawn], pad_id=END)
         logits = model(ids)[0][:, :-1]  # (B, T − 1, V): the loss shifts
         return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
     chance = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     config = GPTConfig(
-        vocab_size=characters.vocab_size, block_size=T + 20, n_layers=2, n_heads=4, d_model=96
+        vocab_size=bpe.vocab_size, block_size=T + 24, n_layers=2, n_heads=4, d_model=64
     )
-    model = train(GPT(config), answer_loss, 4e-3, n_steps)
+    model = train(GPT(config), answer_loss, 8e-3, n_steps)
 
 # %% [markdown]
 # ## 14.3 `exact_match` (2 points, 15 minutes)
@@ -192,30 +194,31 @@ def exact_match(prediction, reference):
 checks.exact_match.check(exact_match)
 
 # %% [markdown]
-# Your measure on the model: days and names that it never saw. A polite closing may end an answer or
-# not, so it is taken off before the comparison. How do the wrong answers differ from the right
-# ones?
+# Your measure on the model: prompts that it never saw. A polite closing may end an answer or not,
+# so it is taken off before the comparison. What do the wrong answers have in common?
 
 # %%
 if ready(checks.build_labels, checks.collate, checks.exact_match):
     from rnn2gpt.generation import generate
     from rnn2gpt.tasks import ends_politely, without_closing
 
-    def ask(model, prompt, temperature=0.0):
-        start = characters.encode(prompt + "\n:")
-        text = generate(model, start[None], 60, temperature, generator=chance, end_id=end)
-        return characters.decode(text[0, len(start) :]).split(END)[0]
+    def ask(model, prompt, n=1, temperature=0.0):
+        """n answers to one prompt, each up to its end."""
+        start = torch.tensor([bpe.encode(prompt + "\n")] * n)  # (n, T)
+        text = generate(model, start, 24, temperature, generator=chance, end_id=END)
+        rows = text[:, start.shape[1] :].tolist()
+        return [bpe.decode(r[: r.index(END)] if END in r else r).strip() for r in rows]
 
-    for task in ("dates", "talk"):
-        asked = tasks[task][:30]
-        given = [without_closing(ask(model, e.prompt)) for e in asked]
+    for task, examples in held_out.items():
+        given = [without_closing(ask(model, prompt)[0]) for prompt, _ in examples[:50]]
         right = [
-            exact_match(text, without_closing(e.response))
-            for text, e in zip(given, asked, strict=True)
+            exact_match(text, without_closing(wanted))
+            for text, (_, wanted) in zip(given, examples, strict=False)
         ]
         print(f"{task}: {sum(right)} of {len(right)} right")
-        for e, text, ok in list(zip(asked, given, right, strict=True))[:4]:
-            print(f"  {'✓' if ok else '✗'} {e.prompt!r} → {text!r}")
+        wrong = [i for i, ok in enumerate(right) if not ok]
+        for i in [right.index(True), *wrong[:4]]:
+            print(f"  {'✓' if right[i] else '✗'} {examples[i][0]!r} → {given[i]!r}")
 
 # %% [markdown]
 # ## 14.4 `dpo_loss` (3 points, 10 minutes)
@@ -263,29 +266,29 @@ if ready(checks.build_labels, checks.collate, checks.exact_match, checks.dpo_los
 
     def log_probability(model, examples):
         """Σ ln p of each row's labels: (B,)."""
-        ids, labels, _ = collate(examples, pad_id=end)
+        ids, labels, _ = collate(examples, pad_id=END)
         logits = model(ids)[0][:, :-1].transpose(1, 2)  # (B, V, T − 1)
         return -F.cross_entropy(logits, labels[:, 1:], reduction="none").sum(dim=1)
 
     def politeness(model):
-        """The share of sampled answers that end politely, and their mean length, held-out names."""
-        given = [ask(model, e.prompt, temperature=1.0) for e in tasks["talk"][:40]]
-        share = sum(map(ends_politely, given)) / len(given)
-        return f"{share:.0%} end politely, {sum(map(len, given)) / len(given):.0f} characters each"
+        """The share of sampled answers that end politely, on held-out prompts."""
+        given = [t for prompt, _ in held_out["talk"][:40] for t in ask(model, prompt, 3, 1.0)]
+        words = sum(len(text.split()) for text in given) / len(given)
+        return f"{sum(map(ends_politely, given)) / len(given):.0%} end politely, {words:.1f} words"
 
     pairs = []
-    for e in [e for e in tasks["train"] if e.task == "talk"][:60]:
-        given = [ask(model, e.prompt, temperature=1.0) for _ in range(3)]
+    for prompt, _ in talk[:100]:
+        given = ask(model, prompt, 5, temperature=1.0)
         good = [text for text in given if ends_politely(text)]
         bad = [text for text in given if not ends_politely(text)]
         if good and bad:
-            pairs.append((encode(e.prompt, good[0]), encode(e.prompt, bad[0])))
-    chosen, rejected = [a for a, _ in pairs], [b for _, b in pairs]
+            pairs.append((encode(prompt, good[0]), encode(prompt, bad[0])))
+    chosen, rejected = [one for one, _ in pairs], [other for _, other in pairs]
     with torch.no_grad():
         old = log_probability(model, chosen), log_probability(model, rejected)
 
     def preference_loss(policy):
-        some = torch.randint(len(pairs), (8,), generator=chance)
+        some = torch.randint(len(pairs), (16,), generator=chance).tolist()
         new = [log_probability(policy, [part[i] for i in some]) for part in (chosen, rejected)]
         return dpo_loss(*new, old[0][some], old[1][some], BETA)
 
@@ -296,8 +299,8 @@ if ready(checks.build_labels, checks.collate, checks.exact_match, checks.dpo_los
         new = log_probability(polite, chosen), log_probability(polite, rejected)
     for name, before, after in zip(("chosen", "rejected"), old, new, strict=True):
         print(f"  ln p of the {name} answers: {before.mean():.1f} before, {after.mean():.1f} after")
-    for e in tasks["talk"][:3]:
-        print(f"  {e.prompt!r} → {ask(polite, e.prompt)!r}")
+    for prompt, _ in held_out["talk"][:3]:
+        print(f"  {prompt!r} → {ask(polite, prompt)[0]!r}")
 
 # %% [markdown] written="written_14" points=2
 # Before you change anything, write down what you expect of BETA = 0.01 and of BETA = 1.0, with the

@@ -231,9 +231,9 @@ def classify(checkpoint: Path, texts: tuple[str, ...], device: str, as_json: boo
 
 
 @main.command()
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--pretrained", help="In place of CHECKPOINT: GPT-2's weights, as a folder, file or name."
+    "--pretrained",
+    help=f"A GPT's folder, or GPT-2's weights: folder, file or name to download [{SMALL_GPT}].",
 )
 @click.option(
     "--data",
@@ -268,8 +268,8 @@ def classify(checkpoint: Path, texts: tuple[str, ...], device: str, as_json: boo
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def instruct(checkpoint: Path | None, out: Path, as_json: bool, dpo: bool, **options: Any) -> None:
-    """Teach a GPT to answer: from the folder CHECKPOINT, or from --pretrained.
+def instruct(out: Path, as_json: bool, dpo: bool, **options: Any) -> None:
+    """Teach a GPT to answer, in so many steps of examples; with --dpo, then also to prefer.
 
     Only the answers count in the loss. What is kept in OUT answers with `rnn2gpt generate OUT`.
     """
@@ -277,8 +277,6 @@ def instruct(checkpoint: Path | None, out: Path, as_json: bool, dpo: bool, **opt
     from rnn2gpt.data import DataError
     from rnn2gpt.devices import OutOfMemory
 
-    if (checkpoint is None) == (options["pretrained"] is None):
-        raise click.UsageError("Give the folder CHECKPOINT, or --pretrained.")
     for name in ("pairs_file", "beta", "dpo_steps"):
         if options[name] is not None and not dpo:
             flag = {"pairs_file": "preferences"}.get(name, name.replace("_", "-"))
@@ -287,7 +285,7 @@ def instruct(checkpoint: Path | None, out: Path, as_json: bool, dpo: bool, **opt
         if any((out / name).exists() for name in ("config.json", "best", "last")):
             raise CheckpointError(f"{out} holds a model already: choose another folder with --out.")
         given = {name: value for name, value in options.items() if value is not None}
-        result = _instruct(checkpoint, out, dpo, **given)
+        result = _instruct(out, dpo, **given)
     except (CheckpointError, DataError, OutOfMemory, ValueError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -310,7 +308,6 @@ def instruct(checkpoint: Path | None, out: Path, as_json: bool, dpo: bool, **opt
 
 
 def _instruct(
-    checkpoint: Path | None,
     out: Path,
     dpo: bool,
     *,
@@ -324,7 +321,8 @@ def _instruct(
 ) -> dict[str, Any]:
     import torch
 
-    from rnn2gpt.checkpoint import CheckpointError, load_model
+    from rnn2gpt.checkpoint import load_model
+    from rnn2gpt.classifier import load_start
     from rnn2gpt.data import load_text, split
     from rnn2gpt.dpo import read_preferences
     from rnn2gpt.instruct import (
@@ -335,19 +333,11 @@ def _instruct(
         encode_text,
         judge,
     )
-    from rnn2gpt.pretrained import load_pretrained
     from rnn2gpt.tasks import load_tasks
-    from rnn2gpt.tokenizer import BPETokenizer
 
-    base = load_pretrained(pretrained) if pretrained else load_model(checkpoint or Path())
+    source = pretrained or _small_gpt()
+    base = load_start(source)
     name, tokenizer = base.info["model"], base.tokenizer
-    if not (base.cached and isinstance(tokenizer, BPETokenizer)):
-        raise CheckpointError(
-            f"{checkpoint} holds a {name} that cannot be taught to answer: that takes a GPT on byte"
-            " pairs, which has a token for every letter and one for the end of an answer. Try"
-            " book/_data/models/small-gpt, or one from `rnn2gpt train --model gpt --tokenizer bpe"
-            " --block-size 128`."
-        )
     preferences = read_preferences(pairs_file) if pairs_file else None
     splits = load_tasks(data_file=data_file)
     rows, held_out = (encode_split(tokenizer, splits, part) for part in ("train", "validation"))
@@ -357,12 +347,8 @@ def _instruct(
         rows += encode_text(text, min(64, base.model.block_size), windows)
     if not options.keys() & {"steps", "minutes"}:
         options["steps"] = 1000
-    if "learning_rate" not in options and pretrained:
-        options["learning_rate"] = 1e-4
-    facts = {
-        "data": data_file.name if data_file else "tasks",
-        "base": pretrained or str(checkpoint),
-    }
+    if "rnn2gpt" not in base.info:  # GPT-2 was trained for long: a small rate
+        options.setdefault("learning_rate", 1e-4)
     trainer = InstructTrainer(
         InstructConfig(model=name, **options),
         base.model.config,
@@ -371,7 +357,8 @@ def _instruct(
         held_out,
         out,
         initialize=lambda model: model.load_state_dict(base.model.state_dict()),
-        **facts,
+        data="tasks" if data_file is None else data_file.name,
+        pretrained=pretrained or "small-gpt",
     )
     result: dict[str, Any] = trainer.run(progress=True).to_json() | {"folder": str(out)}
     tuned = load_model(out)
@@ -409,8 +396,6 @@ def _prefer(
         )
     held_out = max(1, len(pairs) // 10)
     train, rest = pairs[:-held_out], pairs[-held_out:]
-    trainer = DPOTrainer(
-        DPOConfig(**options), tuned.model, tuned.tokenizer, train, rest, out, base=str(out.parent)
-    )
+    trainer = DPOTrainer(DPOConfig(**options), tuned.model, tuned.tokenizer, train, rest, out)
     result = trainer.run(progress=True).to_json()
     return result | {"pairs": len(train), "held_out": len(rest)}
