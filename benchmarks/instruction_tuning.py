@@ -5,10 +5,10 @@
     python benchmarks/instruction_tuning.py --part replay
     python benchmarks/instruction_tuning.py --part preferences
 
-The first three train (some four minutes of processor time each), the last needs `replay` and takes
-some two. All write into book/_data/instruction_tuning.json; `replay` also stores its model in
-book/_data/models/small-instruct. With `--slice N` a run stops after N more steps, and the same
-command goes on with it.
+The first three train, for some one, one and four minutes of processor time. The last needs `replay`
+and takes some two. All write into book/_data/instruction_tuning.json; `replay` also stores its
+model in book/_data/models/small-instruct. With `--slice N` a run stops after N more steps, and the
+same command goes on with it.
 
 What the file holds:
 
@@ -63,9 +63,10 @@ OUT = ROOT / "book/_data/instruction_tuning.json"
 BASE = ROOT / "book/_data/models/small-gpt"
 STORED = ROOT / "book/_data/models/small-instruct"
 RUNS = ROOT / "build/instruction_tuning"
-STEPS, REPLAY, PLAY_TOKENS = 1000, 0.15, 20_000
+STEPS = {"scratch": 200, "tuned": 200, "replay": 700}
+REPLAY, PLAY_TOKENS = 0.15, 20_000
 BETAS = (0.03, 0.1, 0.5)
-PREFERENCE_STEPS = 60
+PREFERENCE_STEPS = 40
 
 
 def plays(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +83,8 @@ def tune(name: str, base: Checkpoint, splits: Tasks, stop_after: int | None) -> 
     if name == "replay":
         n = round(len(rows) * REPLAY / (1 - REPLAY))
         rows += encode_text(plays(tokenizer)[0], 64, n)
-    config = InstructConfig(steps=STEPS, device="cpu", **recipe())
+    steps = STEPS[name]
+    config = InstructConfig(steps=steps, device="cpu", **recipe())
     trainer = InstructTrainer(
         config,
         base.model.config,
@@ -96,24 +98,24 @@ def tune(name: str, base: Checkpoint, splits: Tasks, stop_after: int | None) -> 
     )
     if (RUNS / name / "last").exists():
         trainer.resume()
-    goal = min(STEPS, trainer.step + (stop_after or STEPS))
+    goal = min(steps, trainer.step + (stop_after or steps))
     began = time.process_time()
     while trainer.step < goal:
         trainer.train_step()
-        if trainer.step % 100 == 0 or trainer.step == goal:
+        if trainer.step % 50 == 0 or trainer.step == goal:
             row = trainer._evaluate()
             trainer.seconds += time.process_time() - began
             began = time.process_time()
             trainer._save(row)
             print(name, trainer.step, round(row["validation_nats"] or 0, 3), flush=True)
-    if goal < STEPS:
+    if goal < steps:
         return {}
     curve = [
         {"step": int(line["step"]), "validation_nats": float(line["validation_nats"])}
         for line in read_log(RUNS / name / "log.csv")
     ]
     return {
-        "steps": STEPS,
+        "steps": steps,
         "counted_tokens": trainer.tokens,
         "cpu_seconds": round(trainer.seconds),
         "curve": curve,
@@ -143,13 +145,14 @@ def interval(hits: int, n: int) -> list[float]:
     return [found.low, found.high]
 
 
-def tests(loaded: Checkpoint, splits: Tasks) -> dict[str, Any]:
-    """Every test of the tasks: greedy answers against the references."""
+def tests(loaded: Checkpoint, splits: Tasks, n: int = 100) -> dict[str, Any]:
+    """Every test of the tasks: greedy answers against the references, the first n of each."""
     found = {}
-    for name, examples in splits.items():
+    for name, split_examples in splits.items():
         if name in ("train", "validation"):
             continue
-        given = answers(loaded.model, loaded.tokenizer, [e.prompt for e in examples])
+        examples = split_examples[:n]
+        given = answers(loaded.model, loaded.tokenizer, [e.prompt for e in examples], 28)
         scores = judge(given, examples)
         hits = [
             exact_match(without_closing(text), without_closing(e.response))
@@ -223,7 +226,7 @@ def describe(splits: Tasks, tokenizer: Any) -> dict[str, Any]:
 def prefer(reference: Checkpoint, splits: Tasks, play_ids: torch.Tensor) -> dict[str, Any]:
     """DPO for politeness from the model's own answers, at several betas."""
     model, tokenizer = reference.model, reference.tokenizer
-    asked = list(dict.fromkeys(e.prompt for e in splits["train"] if e.task == "talk"))[:400]
+    asked = list(dict.fromkeys(e.prompt for e in splits["train"] if e.task == "talk"))[:250]
     began = time.process_time()
     pairs = sample_preferences(model, tokenizer, asked, ends_politely)
     train, held_out = pairs[:-40], pairs[-40:]
@@ -281,9 +284,9 @@ def behavior(
     ]
     # KL(policy ‖ reference) for whole answers, from the policy's own samples.
     gap = log_probabilities(policy.model, rows, end) - log_probabilities(reference.model, rows, end)
-    others = {name: splits[name] for name in ("numbers", "dates", "lookup", "headline", "talk")}
+    others = {name: splits[name] for name in ("dates", "lookup", "talk")}
     polite = [ends_politely(text) for text in sampled]
-    found = tests(policy, others)
+    found = tests(policy, others, 50)
     return {
         "polite": sum(polite) / len(polite),
         "polite_interval": interval(sum(polite), len(polite)),
@@ -314,28 +317,29 @@ def main() -> None:
     torch.set_num_threads(1)
     base, splits = load_model(BASE), load_tasks()
     play_ids = plays(base.tokenizer)[1]
-    results = json.loads(OUT.read_text()) if OUT.is_file() else {"runs": {}, "kinds": {}}
-    results |= {"command": "python benchmarks/instruction_tuning.py", "machine": machine()}
-    results |= {"tasks": describe(splits, base.tokenizer), "recipe": recipe(), "replay": REPLAY}
+    new: dict[str, Any] = {"runs": {}, "kinds": {}}
     if options.part == "preferences":
-        results["preferences"] = prefer(load_model(STORED), splits, play_ids)
+        new["preferences"] = prefer(load_model(STORED), splits, play_ids)
     else:
         run = tune(options.part, base, splits, options.slice)
         if not run:
             return
         loaded = load_model(RUNS / options.part / "last")
+        judged = {options.part: (loaded, run)}
         if options.part == "replay":
             store(loaded, run)
-            loaded = load_model(STORED)  # in half precision: the stored one is judged
-        for name, model in ((options.part, loaded), ("base", base)):
-            if name == "base" and "base" in results["runs"]:
-                continue
-            found = tests(model, splits)
-            row = (run if name != "base" else {}) | {"play_nats": play_nats(model, play_ids)}
-            results["runs"][name] = row | {"tests": trimmed(found)}
-            results["kinds"][name] = kinds(found)
+            judged = {"replay": (load_model(STORED), run), "base": (base, {})}  # as it is stored
+        for name, (model, facts) in judged.items():
+            found = tests(model, splits, 100 if name == "replay" else 50)
+            row = facts | {"play_nats": play_nats(model, play_ids), "tests": trimmed(found)}
+            new["runs"][name], new["kinds"][name] = row, kinds(found)
             print(name, {k: v["exact"] for k, v in found.items()}, row["play_nats"], flush=True)
-    write_json(OUT, results)
+    results = json.loads(OUT.read_text()) if OUT.is_file() else {"runs": {}, "kinds": {}}
+    for key in ("runs", "kinds"):
+        new[key] = results[key] | new[key]
+    results |= {"command": "python benchmarks/instruction_tuning.py", "machine": machine()}
+    results |= {"tasks": describe(splits, base.tokenizer), "recipe": recipe(), "replay": REPLAY}
+    write_json(OUT, results | new)
 
 
 def store(loaded: Checkpoint, run: dict[str, Any]) -> None:
