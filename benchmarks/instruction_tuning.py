@@ -340,6 +340,8 @@ def main() -> None:
     results |= {"command": "python benchmarks/instruction_tuning.py", "machine": machine()}
     results |= {"tasks": describe(splits, base.tokenizer), "recipe": recipe(), "replay": REPLAY}
     write_json(OUT, results | new)
+    if options.part == "replay":
+        write_card()
 
 
 def store(loaded: Checkpoint, run: dict[str, Any]) -> None:
@@ -349,6 +351,76 @@ def store(loaded: Checkpoint, run: dict[str, Any]) -> None:
         STORED, "gpt", loaded.model.config, loaded.model.state_dict(), loaded.tokenizer,
         torch.float16, base="small-gpt", **facts,
     )  # fmt: skip
+
+
+CARD = """# The small GPT that answers
+
+The course's small GPT (`book/_data/models/small-gpt`, {parameters:,} parameters), tuned on six
+generated tasks written as text: English number words into Chinese numerals, dates of eight locales
+into ISO 8601, questions about given facts in one step and in two, event lists into headlines, and
+small talk. It is the model of the chapter on instruction tuning.
+
+```python
+from rnn2gpt.checkpoint import load_model
+from rnn2gpt.instruct import answers
+loaded = load_model("book/_data/models/small-instruct")
+answers(loaded.model, loaded.tokenizer, ["Write as a date: 9 mars 1987"])
+```
+
+Or `rnn2gpt generate book/_data/models/small-instruct --prompt "…" --temperature 0`.
+
+## Data and training
+
+24,000 examples from `rnn2gpt.tasks` (places and countries from ISO 3166 by pycountry, currencies
+and dates from Unicode's CLDR by Babel) and windows of 64 tokens of Shakespeare's plays,
+{replay:.0%} of all rows. {steps} steps of {batch} rows, seed 0, by
+
+```bash
+python benchmarks/instruction_tuning.py --part replay
+```
+
+Only answers count in the loss. The weights are stored in half precision.
+
+## How good it is
+
+Greedy answers, a hundred prompts each, exact match after SQuAD's normalization, 95 % intervals.
+“Held out”: about countries, places or names that no training example has. “Swapped”: known places
+with false facts. Naming one of the given facts at random gets 33 % of lookups and 50 % of two-hop
+questions.
+
+| test | exact match | interval |
+|---|---|---|
+{rows}
+
+On held-out plays it needs {play:.2f} nats per token, where the small GPT needs {base:.2f}.
+
+## What it cannot do
+
+It knows these six kinds of prompt in these words, and nothing of the world: what it says about a
+place is copied from the prompt or guessed. It is often wrong about names that it has not seen and
+about questions that take two steps. It writes whatever it is led to; nothing was done to make it
+safe.
+"""
+
+
+def write_card() -> None:
+    """The model's card, from what the study measured."""
+    results = json.loads(OUT.read_text())
+    run, loaded = results["runs"]["replay"], load_model(STORED)
+    rows = [
+        f"| {name} | {row['exact']:.0%} | {row['interval'][0]:.0%} to {row['interval'][1]:.0%} |"
+        for name, row in run["tests"].items()
+    ]
+    card = CARD.format(
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        replay=results["replay"],
+        steps=run["steps"],
+        batch=results["recipe"]["batch_size"],
+        rows="\n".join(rows),
+        play=run["play_nats"],
+        base=results["runs"]["base"]["play_nats"],
+    )
+    (STORED / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":
