@@ -332,7 +332,9 @@ def _(student: Handle, rng: Rng) -> None:
     expect_batch(student, some_rows(rng, 5, 11, 2, 7), pad_id=3 + rng.integer(200, 300))
 
 
-@collate.case("keeps what is real where pad_id is a real token too, the end of an answer")
+@collate.case(
+    "keeps what is real where pad_id is a real token too, the end of an answer", weight=2.0
+)
 def _(student: Handle, rng: Rng) -> None:
     end = rng.integer(1, 98)
     rows = some_rows(rng, 4, 7, 3)
@@ -685,6 +687,12 @@ _match_mistake(
     lambda prediction, reference: prediction == reference,
 )
 _match_mistake(
+    "lower_and_strip",
+    "You put the texts in lower case and trim their ends, and leave it at that.",
+    "Punctuation, articles and double spaces still make equal answers different.",
+    _compared(_lower, str.strip),
+)
+_match_mistake(
     "case_kept",
     "You keep the case.",
     "“Norway” and “norway” count as different answers.",
@@ -883,9 +891,8 @@ def _(student: Handle, rng: Rng) -> None:
 @dpo_loss.case("averages over pairs at the end: pairs that disagree do not cancel")
 def _(student: Handle, rng: Rng) -> None:
     gap = torch.tensor([9.0, -9.0, 4.0, -4.0], dtype=torch.float64)
-    chosen, rejected, old_chosen, _ = some_sums(rng, 4)
-    sums = chosen, chosen - gap, old_chosen, old_chosen.clone()
-    del rejected
+    chosen, _, old_chosen, old_rejected = some_sums(rng, 4)
+    sums = chosen, chosen - gap - old_chosen + old_rejected, old_chosen, old_rejected
     expect(student(*sums, 1.0), "the loss").close_to(right_loss(sums, 1.0))
 
 
