@@ -718,13 +718,25 @@ def _(student: Handle, rng: Rng) -> None:
     fail("8 tokens with block_size=7 must raise a ValueError.", "too_long_not_refused")
 
 
-@BertForMaskedLM.case("starts as unsure as chance")
+@BertForMaskedLM.case("starts as unsure as chance, with matrices of the size that D asks for")
 def _(student: Handle, rng: Rng) -> None:
+    # 4,800 numbers or more in each group: one standard deviation of the estimate is 1 %.
     sizes = SMALL | {"vocab_size": 101, "d_model": 48}
     module, ids, others = student.hold(config(student, sizes)), *rng.integers(0, 101, 2, 4, 7)
     loss = F.cross_entropy(module.eval()(ids).flatten(0, 1), others.flatten()).item()
     if not abs(loss - math.log(101)) < 0.5:
         fail(f"the first loss is {loss:.1f}; ln 101 is 4.6.", "unit_tables")
+    weights = module.parameters()
+    for group, ends in (("the token table", TABLES), ("W_2", ("W_2.weight",))):
+        chosen = [w.flatten().double() for name, w in weights.items() if name.endswith(ends)]
+        got = torch.cat(chosen).square().mean().sqrt().item() if chosen else math.nan
+        if not abs(got / 0.08 - 1) < 0.12:
+            mistake = "linears_as_drawn" if group == "W_2" else None
+            fail(
+                f"{group} starts with a root mean square of {got:.3f}; at D = 48 it should be"
+                " 0.080.",
+                "start_not_widened" if abs(got - 0.02) < 0.003 else mistake,
+            )
 
 
 @BertForMaskedLM.case("drops in training alone")
@@ -765,6 +777,9 @@ class Model(nn.Module):
         self.dense, self.norm = nn.Linear(d, d), nn.LayerNorm(d)
         self.decoder = nn.Linear(d, config.vocab_size)
         self.tie()
+        self.draw()
+
+    def draw(self) -> None:
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=self.std())
@@ -897,6 +912,19 @@ class QueriesMasked(Model):
 
 @_mistake(
     BertForMaskedLM,
+    "mask_without_heads",
+    "the-encoder",
+    "Your mask has shape (B, 1, T); the scores are (B, H, T, T), so it needs one axis more.",
+    "PyTorch lines shapes up from the right: B falls on the heads. With B = H it runs, and each"
+    " head obeys another text's padding; else it stops.",
+)
+class MaskWithoutHeads(Model):
+    def mask(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        return None if attention_mask is None else attention_mask[:, None]
+
+
+@_mistake(
+    BertForMaskedLM,
     "padding_zeroed",
     "the-encoder",
     "You set the vectors of the padding to zero instead of shutting it out of the attention.",
@@ -928,6 +956,36 @@ class PaddingZeroed(Model):
 class EmbeddingNormUnused(Model):
     def embed(self, ids: Tensor, token_types: Tensor | None) -> Tensor:
         return self.token_embedding(ids) + self.positions(ids) + self.types(ids, token_types)
+
+
+@_mistake(
+    BertForMaskedLM,
+    "norm_too_early",
+    "the-encoder",
+    "You normalize the token's vector first and add position and segment behind the norm.",
+    "`embedding_norm` takes the sum of all three. Behind it the positions enter in a size that no"
+    " norm controls, and BERT's weights give other logits.",
+)
+class NormTooEarly(Model):
+    def embed(self, ids: Tensor, token_types: Tensor | None) -> Tensor:
+        x = self.embedding_norm(self.token_embedding(ids))
+        x = x + self.positions(ids) + self.types(ids, token_types)
+        return F.dropout(x, self.dropped(), self.training)
+
+
+@_mistake(
+    BertForMaskedLM,
+    "scaled_embedding",
+    "the-encoder",
+    "You multiply the token's vector by √D before the sum, as the Transformer of chapter 7 does.",
+    "BERT has no such factor: its norm sets the size of the sum. With the factor the token drowns"
+    " out its position and its segment.",
+)
+class ScaledEmbedding(Model):
+    def embed(self, ids: Tensor, token_types: Tensor | None) -> Tensor:
+        x = self.token_embedding(ids) * math.sqrt(self.config.d_model)
+        x = self.embedding_norm(x + self.positions(ids) + self.types(ids, token_types))
+        return F.dropout(x, self.dropped(), self.training)
 
 
 @_mistake(
@@ -1097,6 +1155,34 @@ class TooLongNotRefused(Model):
 class UnitTables(Model):
     def std(self) -> float:
         return 1.0
+
+
+@_mistake(
+    BertForMaskedLM,
+    "start_not_widened",
+    "the-encoder",
+    "Your matrices start with σ = 0.02 whatever the width; σ is 0.02·√(768/D).",
+    "0.02 is right at BERT's width of 768. In a narrow model attention then adds next to nothing"
+    " to the stream, and a masked token, which learns by attention alone, is stuck for long.",
+)
+class StartNotWidened(Model):
+    def std(self) -> float:
+        return 0.02
+
+
+@_mistake(
+    BertForMaskedLM,
+    "linears_as_drawn",
+    "the-encoder",
+    "Only your tables are drawn anew; the matrices are left as `nn.Linear` draws them.",
+    "PyTorch looks at a matrix's input width alone, so the second map of each feed-forward layer"
+    " starts at half of σ.",
+)
+class LinearsAsDrawn(Model):
+    def draw(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=self.std())
 
 
 @_mistake(
