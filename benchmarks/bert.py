@@ -1,41 +1,52 @@
 """BERT and GPT of one size, on one text, with one budget: what each is better at.
 
-    python benchmarks/bert.py   # writes book/_data/bert.json and book/_data/models/small-bert
+    python benchmarks/bert.py   # 13 minutes of one core
+
+writes book/_data/bert.json and book/_data/models/small-bert. With `--keep FOLDER --seconds 240` it
+stops after some four minutes, keeps where it stood, and goes on from there when it is run again.
 
 Three models read the same windows of all the plays, in the same order, letter by letter (a
 byte-pair vocabulary without merges): `gpt`; `bert`, with 80/10/10 masking; and `bert-100`, where
-every chosen token becomes [MASK]. BERT's windows stand between [CLS] and [SEP]. All have one seed,
-one learning rate, and chapter 6's sinusoids as the position table to start with: learned from
-nothing, it takes most of so short a training until a letter finds its neighbors. BERT is stored in
-float16, and it is the stored one that is judged, all on the last tenth of the text, which no model
-was trained on.
+every chosen token becomes [MASK]. BERT's windows stand between [CLS] and [SEP]. All have one
+learning rate, and chapter 6's sinusoids as the position table to start with: learned from nothing,
+it takes most of a short training until a letter finds its neighbors. GPT and BERT are trained from
+two seeds more, which draw other weights, windows and masks. BERT is stored in float16, and it is
+the stored one that is judged, all on the last tenth of the text, which no model was trained on.
 
 What the file holds:
 
     models      name -> parameters, steps, tokens read, predictions learned from, cpu_seconds,
                 curve: [{cpu_seconds, tokens, nats, accuracy}] of the token in the `hole` of 200
                 windows, which BERT fills from both sides and GPT from the left
-    fill        `hole` (tokens to its left and right), `n`, and way -> nats, hits, interval: filling
-                the same hole of the first n windows from the left (gpt), from both sides by trying
-                every token (gpt-both), by BERT, and by the most frequent token; `all` does so for
-                every window, without gpt-both
+    fill        `hole` (tokens to its left and right), `n`, and way -> nats, hits and their
+                intervals: filling the same hole of the first n windows from the left (gpt), from
+                both sides by trying every token (gpt-both), by BERT, and by the most frequent
+                token; `bert_less`: way -> the way's nats minus BERT's, with an interval. `all` does
+                so for every window, without gpt-both
     reading     bert and bert-100 -> what stands in the hole -> nats and hits of the right token:
                 a mask, the token itself (kept), another one (wrong)
-    probe       verse or prose, line breaks and capitals removed: majority, and way -> number of
-                labeled speeches -> accuracies (one for each draw of them); `speeches` counts them,
-                `interval` is for all labels
+    probe       did a punctuation mark stand at this space, in as many places with as without: way
+                -> number of labeled places -> accuracies (one for each draw of them); `places`
+                counts them, `interval` is for all labels, `bert_more`: labels -> way -> BERT's
+                accuracy minus the way's
     order       two versions of a line, the second with two neighboring words swapped -> how often
-                each model, and a Kneser-Ney model, gives the first the higher score
-    writing     way -> the judge's nats for each written token (a Kneser-Ney model of order 5), the
-                share of different tokens, samples that go on after the same prompts
+                each model, and a Kneser-Ney model, gives the first the higher score; bert-words
+                hides, with a letter, the rest of its word; `bert_more`
+    writing     way -> the judge's nats for each written token (a Kneser-Ney model of order 5) with
+                an interval, the share of different tokens, samples that go on after equal prompts
+    seeds       gpt and bert -> for each seed the nats in all holes, and the shares of right
+                places (all labels) and right lines
     positions   lines -> for each token the best five guesses of BERT (both sides) and GPT (left)
 
-Intervals are 95 %, Wilson 1927.
+Intervals are 95 %: of shares Wilson's (1927), of means and of paired differences a percentile
+bootstrap of 2,000 resamples. They say what other held-out text might have given. What another
+training might have given, only the three seeds hint at.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import re
 import time
@@ -46,7 +57,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -71,15 +82,17 @@ RESULT, STORED = Path("book/_data/bert.json"), Path("book/_data/models/small-ber
 SPECIAL = ("[PAD]", "[MASK]", "[CLS]", "[SEP]")
 SIZES = {"block_size": 32, "n_layers": 2, "n_heads": 4, "d_model": 64}
 WINDOW, HOLE = 30, 20  # tokens of a window, and which of them is to be found
-BATCH, STEPS, POINTS, RATE = 64, 400, 8, 4e-3
+BATCH, STEPS, POINTS, RATE = 64, 4000, 20, 4e-3
 NAMES = ("bert", "gpt", "bert-100")
-PROMPT, WRITTEN, SPOKEN = 10, 20, 120  # letters
+PROMPT, WRITTEN = 10, 20  # letters
+MARKS = ",.;:?!"
 LINEAR: dict[str, Any] = {"Cs": (0.003, 0.1, 3.0), "cv": 3, "max_iter": 1000, "scoring": "accuracy"}
 LINEAR |= {"l1_ratios": (0,), "use_legacy_attributes": False}  # the defaults to come
-LABELED = (50, 200, 800)
+LABELED = (50, 200, 800, 3200)
+SEEDS = 3
 LINES = (
     "Is this a dagger which I see",
-    "Nothing will come of nothing",
+    "How sharper than a serpent's",
     "Out, damned spot! out, I say",
     "Put out the light, and then",
     "Blow, winds, and crack your",
@@ -97,6 +110,9 @@ class Text:
         self.pad, self.mask, self.cls, self.sep = self.special = self.tokenizer.encode(
             "".join(SPECIAL)
         )
+
+    def decode(self, ids: Tensor) -> str:
+        return self.tokenizer.decode(ids.tolist())
 
     def wrap(self, rows: Tensor) -> Tensor:
         """[CLS] row [SEP]: (B, T) → (B, T + 2)."""
@@ -128,32 +144,53 @@ def waves(table: Tensor) -> Tensor:
 
 
 def train(
-    name: str, text: Text, steps: int, keep: Path | None = None, seed: int = 0
+    name: str,
+    text: Text,
+    steps: int,
+    keep: Path | None = None,
+    seconds: float = math.inf,
+    seed: int = 0,
 ) -> tuple[Any, dict[str, Any]]:
-    """A trained model, and what its training cost; `keep` holds models trained before."""
+    """A trained model, and what its training cost.
+
+    `keep` is a folder for the state at each point of the curve: a call goes on from the last one
+    there. Raises `SystemExit` at the point after which this process has used `seconds`.
+    """
     torch.manual_seed(seed)
-    sizes = {"vocab_size": text.tokenizer.vocab_size, **SIZES}
+    sizes: Any = {"vocab_size": text.tokenizer.vocab_size, **SIZES}
     model = GPT(GPTConfig(**sizes)) if name == "gpt" else BertForMaskedLM(BertConfig(**sizes))
-    done = None if keep is None else keep / f"{name}.pt"
-    if done and done.exists():
-        stored = torch.load(done)
-        model.load_state_dict(stored["weights"])
-        return model.eval(), stored["facts"]
     model.position_embedding.weight.data = waves(model.position_embedding.weight)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=RATE, betas=(0.9, 0.98))
-    windows, masking = (torch.Generator().manual_seed(seed + k) for k in (1, 2))
-    watched = holes(text, 200)
-    spent, curve = 0.0, list[dict[str, float]]()
-    for step in range(steps + 1):
-        if step % max(1, steps // POINTS) == 0:
+    windows, masking = (torch.Generator().manual_seed(10 * seed + k) for k in (1, 2))
+    parts = {"model": model, "optimizer": optimizer}
+    done, spent, curve = 0, 0.0, list[dict[str, float]]()
+    state = None if keep is None else keep / f"{name}-{seed}.pt"
+    if state and state.exists():
+        kept = torch.load(state)
+        done, spent, curve = kept["step"], kept["spent"], kept["curve"]
+        for part, whole in parts.items():
+            whole.load_state_dict(kept[part])
+        windows.set_state(kept["windows"])
+        masking.set_state(kept["masking"])
+    watched, every = holes(text, 200), max(1, steps // POINTS)
+    for step in range(done, steps + 1):
+        if step % every == 0 and (step > done or not curve):
             nats, hits = score(fill(name, model.eval(), text, watched), watched)
-            print(name, step, f"{nats:.3f}", hits, f"{spent:.0f} s", flush=True)
+            print(name, seed, step, f"{nats:.3f}", hits, f"{spent:.0f} s", flush=True)
             curve.append({"cpu_seconds": spent, "tokens": step * BATCH * WINDOW, "nats": nats})
             curve[-1]["accuracy"] = hits / len(watched)
-            model.train()
+            if state:
+                state.parent.mkdir(parents=True, exist_ok=True)
+                kept = {part: whole.state_dict() for part, whole in parts.items()}
+                kept |= {"step": step, "spent": spent, "curve": curve}
+                kept |= {"windows": windows.get_state(), "masking": masking.get_state()}
+                torch.save(kept, state)
+            if step < steps and time.process_time() > seconds:
+                raise SystemExit(f"{name} {seed} stands at step {step:,} of {steps:,}: run again.")
         if step == steps:
             break
         began = time.process_time()
+        model.train()
         for group in optimizer.param_groups:
             group["lr"] = cosine_schedule(step, RATE, RATE / 30, steps // 15, steps)
         x, y = get_batch(text.train, WINDOW, BATCH, windows)
@@ -172,9 +209,6 @@ def train(
         "cpu_seconds": spent,
         "curve": curve,
     }
-    if done:
-        done.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"weights": model.state_dict(), "facts": facts}, done)
     return model.eval(), facts
 
 
@@ -217,20 +251,33 @@ def fill_by_trying(model: GPT, text: Text, windows: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def losses(log_p: Tensor, windows: Tensor) -> Tensor:
+    """Nats of the true tokens: (N,)."""
+    return -log_p[torch.arange(len(windows)), windows[:, HOLE]]
+
+
 def score(log_p: Tensor, windows: Tensor) -> tuple[float, int]:
     """Mean nats of the true tokens, and how many of them are the best guess."""
-    right = windows[:, HOLE]
-    nats = -log_p[torch.arange(len(right)), right].mean().item()
-    return nats, int((log_p.argmax(dim=-1) == right).sum())
+    hits = int((log_p.argmax(dim=-1) == windows[:, HOLE]).sum())
+    return losses(log_p, windows).mean().item(), hits
 
 
 def measured(log_p: Tensor, windows: Tensor) -> dict[str, Any]:
     nats, hits = score(log_p, windows)
-    return {"nats": nats, "hits": hits, "interval": interval(hits, len(windows))}
+    found: dict[str, Any] = {"nats": nats, "hits": hits, "interval": interval(hits, len(windows))}
+    return found | {"nats_interval": mean_interval(losses(log_p, windows))[1:]}
 
 
 def interval(hits: int, n: int) -> list[float]:
     return list(binomtest(hits, n).proportion_ci(method="wilson"))
+
+
+def mean_interval(values: Any) -> list[float]:
+    """The mean of a sample, and the ends of its 95 % interval, by the bootstrap."""
+    sample_of = np.asarray(values, dtype=float)
+    rows = np.random.default_rng(0).integers(len(sample_of), size=(2000, len(sample_of)))
+    low, high = np.quantile(sample_of[rows].mean(axis=1), (0.025, 0.975))
+    return [sample_of.mean().item(), low.item(), high.item()]
 
 
 def compare_filling(models: dict[str, Any], text: Text, n: int, n_trying: int) -> dict[str, Any]:
@@ -240,14 +287,23 @@ def compare_filling(models: dict[str, Any], text: Text, n: int, n_trying: int) -
     ways = {name: fill(name, models[name], text, windows) for name in ("gpt", "bert")}
     ways["frequent"] = frequent.expand(n, -1)
     chosen = torch.linspace(0, n - 1, n_trying).long()
-    few = {name: measured(log_p[chosen], windows[chosen]) for name, log_p in ways.items()}
-    tried = fill_by_trying(models["gpt"], text, windows[chosen])
-    few["gpt-both"] = measured(tried, windows[chosen])
+    some = windows[chosen]
+    few = {name: log_p[chosen] for name, log_p in ways.items()}
+    few["gpt-both"] = fill_by_trying(models["gpt"], text, some)
+
+    def compared(found: dict[str, Tensor], windows: Tensor) -> dict[str, Any]:
+        bert = losses(found["bert"], windows)
+        others = {k: losses(log_p, windows) for k, log_p in found.items() if k != "bert"}
+        return {
+            "n": len(windows),
+            "ways": {name: measured(log_p, windows) for name, log_p in found.items()},
+            "bert_less": {name: mean_interval(nats - bert) for name, nats in others.items()},
+        }
+
     return {
         "hole": [HOLE, WINDOW - HOLE - 1],
-        "n": n_trying,
-        "ways": few,
-        "all": {"n": n, "ways": {name: measured(log_p, windows) for name, log_p in ways.items()}},
+        **compared(few, some),
+        "all": compared(ways, windows),
     }
 
 
@@ -266,83 +322,123 @@ def compare_reading(models: dict[str, Any], text: Text, n: int) -> dict[str, Any
     } | {"n": n}
 
 
-# --- a probe: verse or prose ----------------------------------------------------------------------
+# --- a probe: did a mark stand here? --------------------------------------------------------------
 
 
-def speeches(text: str) -> Iterator[tuple[str, int]]:
-    """Speeches without line breaks and capitals, and whether they are verse (1) or prose (0).
+def between_words(text: str) -> Iterator[tuple[str, int]]:
+    """Windows with a space at HOLE, all marks taken away, and whether one stood there (1) or not.
 
-    Every line of verse begins with a capital, a line of prose where the page's width ended the last
-    one. Speeches of fewer than three lines, and those that are neither, are left out.
+    Capitals, line breaks and the names of speakers are taken away too: they would tell.
     """
-    for speech in re.findall(r"^[A-Z][^\n:]{0,40}:\n((?:.+\n)+)", text, re.MULTILINE):
-        first, *rest = speech.strip().split("\n")
-        small = sum(line[0].islower() for line in rest)
-        if len(rest) >= 2 and (small == 0 or 2 * small > len(rest)):
-            yield " ".join([first, *rest]).lower()[:SPOKEN], int(small == 0)
+    said = re.sub(r"^[A-Z][^\n:]{0,40}:\n", "", text, flags=re.MULTILINE).lower().split()
+    words = [(word.rstrip(MARKS), int(word[-1] in MARKS)) for word in said]
+    words = [(word, label) for word, label in words if word]
+    flat, at = " ".join(word for word, _ in words), -1
+    for word, label in words[:-1]:
+        at += len(word) + 1  # the space behind the word
+        if HOLE <= at <= len(flat) - WINDOW + HOLE:
+            yield flat[at - HOLE : at - HOLE + WINDOW], label
+
+
+def balanced(text: str, n: int) -> tuple[list[str], np.ndarray]:
+    """n windows, half of them with a mark, shuffled, and their labels (n,)."""
+    kinds: tuple[list[str], list[str]] = [], []
+    for window, label in between_words(text):
+        kinds[label].append(window)
+    chance = random.Random(0)
+    both = [(w, label) for label in (0, 1) for w in chance.sample(kinds[label], n // 2)]
+    chance.shuffle(both)
+    return [window for window, _ in both], np.array([label for _, label in both])
+
+
+def neighbors(window: str) -> str:
+    """The words before and behind the space, as two tokens to be counted."""
+    return f"before={window[:HOLE].split(' ')[-1]} behind={window[HOLE + 1 :].split(' ')[0]}"
 
 
 @torch.no_grad()
-def features(name: str, model: Any, text: Text, said: Sequence[str]) -> np.ndarray:
-    """The mean over a speech's tokens of the model's last hidden vectors: (N, D)."""
-    last: list[Tensor] = []  # what GPT's last norm hands to the head
-    hook = model.norm.register_forward_hook(lambda module, args, output: last.append(output))
-    means = []
-    for start in range(0, len(said), 64):
-        spoken = [torch.tensor(text.tokenizer.encode(s)) for s in said[start : start + 64]]
-        ids = torch.nn.utils.rnn.pad_sequence(spoken, batch_first=True, padding_value=text.pad)
-        ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % WINDOW), value=text.pad)
-        ids = ids.reshape(-1, WINDOW)  # (N, n·W) → (N·n, W): a speech is read window by window
-        real = ids != text.pad
+def features(name: str, model: Any, text: Text, windows: Sequence[str]) -> np.ndarray:
+    """The last hidden vector that is to answer for the place: (N, D).
+
+    BERT's at the place, which is masked; GPT's at the letter before it, whose task was to predict
+    the place.
+    """
+    made: list[Tensor] = []  # what GPT's last norm hands to the head
+    hook = model.norm.register_forward_hook(lambda module, args, output: made.append(output))
+    ids, found = torch.stack([torch.tensor(text.tokenizer.encode(w)) for w in windows]), []
+    for rows in ids.split(256):
         if name == "gpt":
-            model(ids)
-            hidden = last.pop()
+            model(rows[:, :HOLE])
+            found.append(made.pop()[:, -1])
         else:
-            ends = real.new_ones(len(ids), 1)
-            seen = torch.cat([ends, real, ends], dim=1)
-            hidden = model.encode(text.wrap(ids), seen)[:, 1:-1]
-        hidden, real = (part.reshape(len(spoken), -1, *part.shape[2:]) for part in (hidden, real))
-        means.append((hidden * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True))
+            rows = text.wrap(rows)
+            rows[:, HOLE + 1] = text.mask
+            found.append(model.encode(rows)[:, HOLE + 1])
     hook.remove()
-    return torch.cat(means).numpy()
+    return torch.cat(found).numpy()
 
 
-def probe(models: dict[str, Any], text: Text, sizes: Sequence[int], draws: int) -> dict[str, Any]:
-    """How well a linear model on frozen features, or on counted words, tells verse from prose."""
-    known, asked = (list(speeches(part)) for part in text.parts)
-    random.Random(0).shuffle(known)
-    known = known[: max(sizes)]
-    labels, truth = (np.array([label for _, label in part]) for part in (known, asked))
-    said, told = ([s for s, _ in part] for part in (known, asked))
+class Places:
+    """Labeled places and held-out ones; every model is asked about the same."""
+
+    def __init__(self, text: Text, labeled: int, asked: int) -> None:
+        self.text = text
+        self.known, self.labels = balanced(text.parts[0], labeled)
+        self.asked, self.truth = balanced(text.parts[1], asked)
+
+    def inputs(self, name: str, model: Any) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = (features(name, model, self.text, p) for p in (self.known, self.asked))
+        return known, asked
+
+    def words(self) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = ([neighbors(w) for w in part] for part in (self.known, self.asked))
+        return np.array(known, dtype=object), np.array(asked, dtype=object)
+
+    def right(self, x: np.ndarray, asked: np.ndarray, rows: Any = slice(None)) -> np.ndarray:
+        """Which held-out places a linear model, fitted to `rows` of x, tells right: (N,), bool."""
+        counts = CountVectorizer(token_pattern=r"\S+", binary=True)
+        first = counts if x.dtype == object else StandardScaler()
+        model = make_pipeline(first, LogisticRegressionCV(**LINEAR))
+        return model.fit(x[rows], self.labels[rows]).predict(asked) == self.truth
+
+
+def probe(
+    models: dict[str, Any], places: Places, sizes: Sequence[int], draws: int
+) -> dict[str, Any]:
+    """How well a linear model on frozen vectors, or on counted words, tells where a mark stood."""
     torch.manual_seed(1)
-    sizes_of = {"vocab_size": text.tokenizer.vocab_size, **SIZES}
+    sizes_of: Any = {"vocab_size": places.text.tokenizer.vocab_size, **SIZES}
     seen = {**models, "untrained": BertForMaskedLM(BertConfig(**sizes_of)).eval()}
-    inputs: dict[str, tuple[Any, Any]] = {
-        name: tuple(features(name, model, text, part) for part in (said, told))
-        for name, model in seen.items()
-    }
-    inputs["tf-idf"] = np.array(said, dtype=object), np.array(told, dtype=object)
+    inputs = {name: places.inputs(name, model) for name, model in seen.items()}
+    inputs["words"] = places.words()
     found: dict[str, dict[str, list[float]]] = {name: {} for name in inputs}
+    right: dict[int, dict[str, np.ndarray]] = {}
+    n = len(places.asked)
     for size in sizes:
-        for draw in range(1 if size == max(sizes) else draws):
-            rows = np.random.default_rng(draw).permutation(len(known))[:size]
-            for name, (x, asked_x) in inputs.items():
-                first = (
-                    TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-                    if name == "tf-idf"
-                    else StandardScaler()
-                )
-                model = make_pipeline(first, LogisticRegressionCV(**LINEAR))
-                model.fit(x[rows], labels[rows])
-                accuracy = (model.predict(asked_x) == truth).mean().item()
-                found[name].setdefault(str(size), []).append(accuracy)
-    most = str(max(sizes))
-    n = len(asked)
+        rows = [
+            np.random.default_rng(k).permutation(len(places.known))[:size] for k in range(draws)
+        ]
+        for name, (x, asked) in inputs.items():
+            each = [
+                places.right(x, asked, some) for some in rows[: 1 if size == max(sizes) else draws]
+            ]
+            found[name][str(size)] = [one.mean().item() for one in each]
+            right.setdefault(size, {})[name] = np.mean(each, axis=0)
     return {
-        "speeches": {"labeled": len(known), "held_out": n},
-        "majority": max(truth.mean().item(), 1 - truth.mean().item()),
+        "places": {"labeled": len(places.known), "held_out": n},
         "accuracy": found,
-        "interval": {name: interval(round(a[most][0] * n), n) for name, a in found.items()},
+        "interval": {name: mean_interval(ones)[1:] for name, ones in right[max(sizes)].items()},
+        "bert_more": {
+            str(size): {
+                name: mean_interval(of["bert"] - ones)
+                for name, ones in of.items()
+                if name != "bert"
+            }
+            for size, of in right.items()
+        },
+        "examples": [
+            [w, int(label)] for w, label in zip(places.known[:6], places.labels[:6], strict=True)
+        ],
     }
 
 
@@ -367,25 +463,72 @@ def log_likelihood(model: GPT, ids: Tensor) -> float:
     return log_p[torch.arange(len(ids) - 1), ids[1:]].sum().item()
 
 
-def compare_order(models: dict[str, Any], text: Text, judge: KneserNey, n: int) -> dict[str, Any]:
+def log_likelihood_by_words(model: BertForMaskedLM, text: Text, ids: Tensor) -> float:
+    """As `pseudo_log_likelihood`, but with a letter the rest of its word is hidden.
+
+    Kauf & Ivanova 2023, for pieces of words.
+    """
+    letters = [character.isalpha() or character == "'" for character in text.decode(ids)]
+    rows = ids.repeat(len(ids), 1)
+    for start in range(len(ids)):
+        end = start + 1
+        while letters[start] and end < len(ids) and letters[end]:
+            end += 1
+        rows[start, start:end] = text.mask
+    t = torch.arange(len(ids))
+    with torch.no_grad():
+        log_p = model.predict(model.encode(text.wrap(rows))[t, t + 1]).log_softmax(dim=-1)
+    return log_p[t, ids].sum().item()
+
+
+class Lines:
+    """Held-out lines, each beside itself with two words swapped."""
+
+    def __init__(self, text: Text, n: int) -> None:
+        chance = random.Random(0)
+        lines = [
+            line
+            for line in text.parts[1].split("\n")
+            if len(line.split()) >= 5 and len(line) <= WINDOW - 2
+        ]
+        chance.shuffle(lines)
+        self.text = text
+        self.pairs = [(line, other) for line in lines if (other := swapped(line, chance))][:n]
+
+    def right(self, way: Callable[[Tensor], float]) -> np.ndarray:
+        """For which pairs the line as it stands has the higher score: (N,), bool."""
+        found = []
+        for pair in self.pairs:
+            ids = [torch.tensor(self.text.tokenizer.encode(f"\n{line}\n")) for line in pair]
+            found.append(way(ids[0]) > way(ids[1]))
+        return np.array(found)
+
+    def right_by(self, name: str, model: Any) -> np.ndarray:
+        if name == "gpt":
+            return self.right(lambda ids: log_likelihood(model, ids))
+        text = self.text
+        if name == "bert-words":
+            return self.right(lambda ids: log_likelihood_by_words(model, text, ids))
+        whole = lambda rows: model(text.wrap(rows))[:, 1:-1]  # noqa: E731
+        return self.right(lambda ids: pseudo_log_likelihood(whole, ids, text.mask))
+
+
+def compare_order(models: dict[str, Any], lines: Lines, judge: KneserNey) -> dict[str, Any]:
     """Which of two lines, Shakespeare's and one with two words swapped, scores higher."""
-    chance = random.Random(0)
-    lines = [s for s in text.parts[1].split("\n") if len(s.split()) >= 5 and len(s) <= WINDOW - 2]
-    chance.shuffle(lines)
-    pairs = [(line, other) for line in lines if (other := swapped(line, chance))][:n]
-    whole = lambda rows: models["bert"](text.wrap(rows))[:, 1:-1]  # noqa: E731
-    ways: dict[str, Callable[[Tensor], float]] = {
-        "bert": lambda ids: pseudo_log_likelihood(whole, ids, text.mask),
-        "gpt": lambda ids: log_likelihood(models["gpt"], ids),
-        "counts": lambda ids: -judge.nll(ids).sum().item(),
+    right = {name: lines.right_by(name, models[name]) for name in ("bert", "gpt")}
+    right["bert-words"] = lines.right_by("bert-words", models["bert"])
+    right["counts"] = lines.right(lambda ids: -judge.nll(ids).sum().item())
+    n = len(lines.pairs)
+    return {
+        "n": n,
+        "hits": {name: int(ones.sum()) for name, ones in right.items()},
+        "interval": {name: interval(int(ones.sum()), n) for name, ones in right.items()},
+        "bert_more": {
+            name: mean_interval(right["bert"].astype(float) - right[name])
+            for name in ("gpt", "counts", "bert-words")
+        },
+        "example": lines.pairs[0],
     }
-    hits = dict.fromkeys(ways, 0)
-    for pair in pairs:
-        ids = [torch.tensor(text.tokenizer.encode(f"\n{line}\n")) for line in pair]
-        for name, way in ways.items():
-            hits[name] += way(ids[0]) > way(ids[1])
-    intervals = {name: interval(k, len(pairs)) for name, k in hits.items()}
-    return {"n": len(pairs), "hits": hits, "interval": intervals, "example": pairs[0]}
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -444,15 +587,18 @@ def compare_writing(models: dict[str, Any], text: Text, judge: KneserNey, n: int
         "bert-gibbs": write_gibbs(models["bert"], text, prompts, chance),
         "shakespeare": real,
     }
-    return {
-        name: {
-            "nats": np.mean([judge.nll(row)[PROMPT - 1 :].mean().item() for row in rows]).item(),
+    found = {}
+    for name, rows in written.items():
+        nats = mean_interval([judge.nll(row)[PROMPT - 1 :].mean().item() for row in rows])
+        found[name] = {
+            "n": n,
+            "nats": nats[0],
+            "interval": nats[1:],
             "different": np.mean([len(set(r[PROMPT:].tolist())) / WRITTEN for r in rows]).item(),
             "prompts": [text.tokenizer.decode(row[:PROMPT].tolist()) for row in rows[:4]],
             "samples": [text.tokenizer.decode(row[PROMPT:].tolist()) for row in rows[:4]],
         }
-        for name, rows in written.items()
-    }
+    return found
 
 
 def guesses(models: dict[str, Any], text: Text, line: str) -> dict[str, Any]:
@@ -481,12 +627,23 @@ def guesses(models: dict[str, Any], text: Text, line: str) -> dict[str, Any]:
 
 
 def study(
-    text: Text, steps: int, stored: Path, scale: float = 1.0, keep: Path | None = None
+    text: Text,
+    steps: int,
+    stored: Path,
+    scale: float = 1.0,
+    keep: Path | None = None,
+    seconds: float = math.inf,
+    seeds: int = SEEDS,
 ) -> dict[str, Any]:
     """Train, store, measure; `scale` makes the held-out samples smaller."""
-    models, facts = {}, {}
+    models, facts, others = {}, {}, list[tuple[str, int, Any, float]]()
     for name in NAMES:
-        models[name], facts[name] = train(name, text, steps, keep)
+        models[name], facts[name] = train(name, text, steps, keep, seconds)
+    for seed in range(1, seeds):
+        for name in ("bert", "gpt"):
+            model, more = train(name, text, steps, keep, seconds, seed)
+            others.append((name, seed, model, more["cpu_seconds"]))
+    began = time.process_time()
     bert = models["bert"]
     card = {"text": "all-plays", "command": COMMAND, **facts["bert"]}
     card["validation_nats"] = card.pop("curve")[-1]["nats"]
@@ -497,7 +654,19 @@ def study(
     judge = KneserNey.fit(
         text.train, KneserNeyConfig(vocab_size=text.tokenizer.vocab_size, order=5)
     )
-    n = {k: max(4, round(scale * k)) for k in (24, 200, 300, 800)}
+    n = {k: max(4, round(scale * k)) for k in (100, 300, 400, 800, 2000)}
+    labeled = [max(40, round(scale * k)) for k in LABELED]
+    places, lines = Places(text, max(labeled), n[2000]), Lines(text, n[400])
+    windows = holes(text, n[800])
+
+    def once_more(name: str, model: Any, seed: int) -> dict[str, Any]:
+        return {
+            "seed": seed,
+            "nats": score(fill(name, model, text, windows), windows)[0],
+            "probe": places.right(*places.inputs(name, model)).mean().item(),
+            "order": lines.right_by(name, model).mean().item(),
+        }
+
     return {
         "command": COMMAND,
         "machine": machine(),
@@ -509,23 +678,47 @@ def study(
         "models": facts,
         "fill": compare_filling(models, text, n[800], n[300]),
         "reading": compare_reading(models, text, n[800]),
-        "probe": probe(models, text, [max(40, round(scale * k)) for k in LABELED], draws=3),
-        "order": compare_order(models, text, judge, n[200]),
-        "writing": compare_writing(models, text, judge, n[24]),
+        "probe": probe(models, places, labeled, draws=3),
+        "order": compare_order(models, lines, judge),
+        "writing": compare_writing(models, text, judge, n[100]),
+        "seeds": {
+            name: [
+                once_more(name, models[name], 0),
+                *(
+                    once_more(name, model, seed)
+                    for other, seed, model, _ in others
+                    if other == name
+                ),
+            ]
+            for name in ("bert", "gpt")
+        },
         "positions": [guesses(models, text, line) for line in LINES],
-        "cpu_seconds": time.process_time(),
+        "cpu_seconds": sum(one["cpu_seconds"] for one in facts.values())
+        + sum(cost for *_, cost in others)
+        + time.process_time()
+        - began,
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--keep", type=Path, help="a folder that keeps trained models, to resume")
+    parser.add_argument("--keep", type=Path, help="a folder for states of training, to resume")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop at the next state after so long"
+    )
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--model-out", type=Path, default=STORED)
     options = parser.parse_args()
     torch.set_num_threads(1)
     made = study(
-        Text(load_text("all-plays"), 256), options.steps, options.model_out, keep=options.keep
+        Text(load_text("all-plays"), 256),
+        options.steps,
+        options.model_out,
+        1.0,
+        options.keep,
+        options.seconds,
+        options.seeds,
     )
     write_json(options.out, made)

@@ -189,7 +189,7 @@ def study(root: Path) -> Any:
 def small(study: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any, Path]:
     """The study on a piece of text, and the model that it stored."""
     folder = tmp_path_factory.mktemp("bert")
-    text = study.Text(load_text()[:150_000], 300)
+    text = study.Text(load_text()[:150_000], 256)
     made = study.study(text, 6, folder / "small-bert", scale=0.02, keep=folder)
     return study, text, made, folder
 
@@ -205,7 +205,7 @@ def test_the_study_measures_what_the_page_shows(root: Path, small: Any) -> None:
         # A list is as its first entry; an example may be missing in so short a run.
         return keys(content[0]) if isinstance(content, list) and content else None
 
-    for part in ("models", "fill", "reading", "order", "writing", "positions"):
+    for part in ("models", "fill", "reading", "probe", "order", "writing", "seeds", "positions"):
         assert keys(made[part]) == keys(stored[part]), part
     gpt, bert = (stored["models"][name] for name in ("gpt", "bert"))
     assert bert["tokens"] == gpt["tokens"]
@@ -235,9 +235,52 @@ def test_trying_every_token_is_bayes(small: Any) -> None:
     assert torch.allclose(found, whole.log_softmax(dim=0), atol=1e-4)
 
 
-def test_speeches_are_told_by_their_lines(study: Any) -> None:
-    said = "KENT:\nThis is nothing,\nFool, and then\nThou art.\n\nFool:\nA word\nand then\nmore.\n"
-    assert list(study.speeches(f"{said}\nX:\nNo.\n")) == [
-        ("this is nothing, fool, and then thou art.", 1),
-        ("a word and then more.", 0),
-    ]
+def test_places_are_told_by_nothing_but_words(study: Any) -> None:
+    said = (
+        "KENT:\nNow is the winter of our discontent,\nMade glorious summer; by this Sun of York.\n"
+    )
+    found = dict(study.between_words(f"{said}\nFOOL:\nAnd all the clouds.\n"))
+    assert all(len(w) == study.WINDOW and w[study.HOLE] == " " for w in found)
+    assert set("".join(found)) <= set("abcdefghijklmnopqrstuvwxyz ")  # no mark, capital, speaker
+    marked = [w[: study.HOLE].split(" ")[-1] for w, label in found.items() if label]
+    assert marked == ["discontent", "summer", "york"]
+    assert study.neighbors(next(w for w in found if found[w])) == "before=discontent behind=made"
+    windows, labels = study.balanced(said * 5, 6)
+    assert len(windows) == 6 and labels.sum() == 3
+
+
+def test_training_goes_on_from_where_it_stood(study: Any, tmp_path: Path) -> None:
+    text = study.Text(load_text()[:20_000], 256)
+    whole, facts = study.train("bert", text, 4)
+    with pytest.raises(SystemExit, match="stands at step 0 of 4"):
+        study.train("bert", text, 4, tmp_path, seconds=0)
+    while True:
+        try:
+            pieces, again = study.train("bert", text, 4, tmp_path, seconds=0)
+            break
+        except SystemExit:
+            pass
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, pieces.state_dict()[name]), name
+    assert [p["nats"] for p in facts["curve"]] == [p["nats"] for p in again["curve"]]
+
+
+def test_hiding_the_rest_of_the_word_as_well(study: Any) -> None:
+    """Rows of 'a bc': a; the space; b and c; c. In between stand [CLS] and [SEP]."""
+    text = study.Text(load_text()[:20_000], 256)
+    asked: list[Tensor] = []
+
+    class Model:
+        def encode(self, rows: Tensor) -> Tensor:
+            asked.append(rows)
+            return torch.zeros(*rows.shape, 3)
+
+        def predict(self, hidden: Tensor) -> Tensor:
+            return torch.zeros(len(hidden), 8)
+
+    ids = torch.tensor(text.tokenizer.encode("a bc")) % 8
+    text.decode = lambda _: "a bc"
+    score = study.log_likelihood_by_words(Model(), text, ids)
+    assert score == pytest.approx(4 * -math.log(8))
+    hidden = [(row == text.mask).nonzero().flatten().tolist() for row in asked[0]]
+    assert hidden == [[1], [2], [3, 4], [4]]
