@@ -19,6 +19,7 @@ CHAPTERS = (
     "gpt",
     "pretraining",
     "generation",
+    "bert",
 )
 
 
