@@ -6,19 +6,6 @@
 const here = document.currentScript.src;
 const asset = (name) => new URL(name, here).href;
 
-// An explorer's script calls explorer("name", (root, data) => { ... }). `root` is its box on the
-// page, emptied of the static content; `data` is what the page published under the same name.
-function explorer(name, draw) {
-  document.addEventListener("DOMContentLoaded", () => {
-    const published = document.getElementById(`data-${name}`);
-    const data = published ? JSON.parse(published.textContent) : null;
-    for (const root of document.querySelectorAll(`[data-explorer="${name}"]`)) {
-      root.replaceChildren();
-      draw(root, data);
-    }
-  });
-}
-
 // Answers stay in this browser, for a reader who comes back; nothing is sent. A browser may refuse
 // to keep anything: then they last as long as the page.
 function keep(group, text) {

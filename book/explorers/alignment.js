@@ -76,4 +76,32 @@ explorer("alignment", (root, data) => {
 
   select.addEventListener("input", choose);
   choose();
+
+  // Steps that look most at a token before the one that the step before looked at.
+  function jumps() {
+    const most = item.weights.map((row) => row.indexOf(Math.max(...row)));
+    return most.flatMap((place, t) => (t > 0 && place < most[t - 1] ? [t] : []));
+  }
+
+  return {
+    bet: {
+      ask: "How many steps of this answer look mainly at a place before the one that the step before looked at?",
+      number: [0, 60],
+      check(guess) {
+        const back = jumps();
+        if (back.length) look(back[0]);
+        const where = back.map((t) => t + 1).join(", ");
+        return {
+          right: guess === back.length,
+          why: back.length
+            ? `${back.length} of ${item.weights.length} go back: step ${where}. The first of them is shown.`
+            : `None of the ${item.weights.length} goes back: this answer is read from left to right.`,
+        };
+      },
+    },
+    table: () => ({
+      "source token": item.source,
+      ...Object.fromEntries(item.target.map((token, t) => [`${t + 1}: ${token}`, item.weights[t]])),
+    }),
+  };
 });

@@ -86,4 +86,18 @@ explorer("attention", (root, data) => {
 
   root.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "At d_k = 1024, with the scores as you set them: over how many keys does the undivided softmax spread?",
+      number: [1, scores.length],
+      check(guess) {
+        width.value = width.max;
+        draw();
+        const said = root.querySelectorAll(".panels .reading")[1].textContent;
+        const spread = Number(said.match(/over ([\d.]+) of/)[1]);
+        return { right: Math.abs(guess - spread) < 0.5, why: `It spreads over ${spread.toFixed(2)}; you said ${guess}.` };
+      },
+    },
+  };
 });

@@ -70,4 +70,20 @@ explorer("fill_in", (root, data) => {
   });
   slider.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "Which of the two gives the hidden token the larger share?",
+      options: ["BERT, from both sides", "GPT, from the left"],
+      check(guess) {
+        const line = data.lines[choice.value];
+        const [bert, gpt] = [line.bert, line.gpt].map((row) => row[slider.value].right);
+        const share = (part) => `${(part / 10).toFixed(1)} %`;
+        return {
+          right: bert === gpt || guess === Number(gpt > bert),
+          why: `Here BERT gives it ${share(bert)}, GPT ${share(gpt)}. Move to another token and bet again.`,
+        };
+      },
+    },
+  };
 });

@@ -4,12 +4,23 @@
 
 const EPS = 1e-5; // of the norms, as in rnn2gpt.transformer
 
+const FOREIGN = "this is no file that rnn2gpt export --web wrote";
+
+function headerOf(buffer) {
+  try {
+    const length = Number(new DataView(buffer).getBigUint64(0, true));
+    return { length, header: JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length))) };
+  } catch {
+    throw new Error(FOREIGN);
+  }
+}
+
 // A safetensors file: an 8-byte length, a JSON header, the numbers. Eight-bit matrices come as
 // NAME.q (O, I) and NAME.scale (O, 1) and are turned back into floats here.
 function readModel(buffer) {
-  const length = Number(new DataView(buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
+  const { length, header } = headerOf(buffer);
   const { __metadata__: metadata, ...entries } = header;
+  if (!metadata?.config || !metadata.tokenizer) throw new Error(FOREIGN);
   const raw = {};
   for (const [name, { dtype, data_offsets: [from, to] }] of Object.entries(entries)) {
     const bytes = buffer.slice(8 + length + from, 8 + length + to);
@@ -116,6 +127,25 @@ class GPT {
     return linear(this.weights["token_embedding.weight"], null, this.norm("norm", x));
   }
 
+  // The logit lens: what the stream before each layer, at place t of a trace, would predict if read.
+  lens(trace, t) {
+    return trace.map(({ x }) => this.read(x[t]));
+  }
+
+  // Bytes that the keys and values of a cache take, four a number.
+  cacheBytes(cache) {
+    return 8 * cache.length * cache[0].keys.length * this.config.d_model;
+  }
+
+  // Bits per character that the model needs for a text of at least two tokens.
+  bitsPerCharacter(text) {
+    const ids = this.tokenizer.encode(text).slice(0, this.config.block_size);
+    const rows = this.forward(ids.slice(0, -1));
+    const nats = rows.reduce((all, row, t) => all - Math.log(softmax(row)[ids[t + 1]]), 0);
+    const characters = [...this.tokenizer.decode(ids.slice(1))].length;
+    return nats / Math.LN2 / characters;
+  }
+
   feedForward(layer, y) {
     const part = (name) => this.weight(layer, `feed_forward.${name}`);
     const hidden = linear(part("W_1.weight"), part("W_1.bias"), y).map(gelu);
@@ -167,3 +197,16 @@ function loadModel(url) {
   }
   return models.get(url);
 }
+
+// The first id of the largest logit, as argmax has it.
+const likeliest = (logits) => logits.reduce((best, logit, id) => (logit > logits[best] ? id : best), 0);
+
+// The likeliest `count` ids with their shares.
+function likeliestOf(logits, count) {
+  const shares = softmax([...logits]);
+  const order = shares.map((_, id) => id).sort((a, b) => shares[b] - shares[a]);
+  return order.slice(0, count).map((id) => ({ id, share: shares[id] }));
+}
+
+const CANNOT_LOAD =
+  "From a folder a browser may not read it: serve the site, for instance with python -m http.server.";

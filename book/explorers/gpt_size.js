@@ -124,4 +124,28 @@ explorer("gpt_size", (root, data) => {
   }
   select.value = data.start;
   choose(data.models[data.start]);
+
+  return {
+    bet: {
+      ask: "Keep all sizes but the width, and take the largest width: which part then holds the largest share?",
+      options: Object.keys(parts(data.models[0])),
+      check(guess) {
+        const width = root.querySelector("[data-key=d_model]");
+        width.value = width.max;
+        width.dispatchEvent(new Event("input", { bubbles: true }));
+        const sizes = Object.fromEntries(
+          sliders.map((slider) => [slider.dataset.key, steps[slider.dataset.key][slider.value]]),
+        );
+        const counts = Object.entries(parts(sizes));
+        const total = counts.reduce((sum, [, count]) => sum + count, 0);
+        const most = counts.reduce((best, part) => (part[1] > best[1] ? part : best));
+        return {
+          right: counts[guess][0] === most[0],
+          why: `At width ${sizes.d_model.toLocaleString("en-US")} it is the ${most[0]}, with ` +
+            `${((100 * most[1]) / total).toFixed(0)} %. Attention and feed-forward layers grow with the ` +
+            "square of the width, tables and norms with the width.",
+        };
+      },
+    },
+  };
 });

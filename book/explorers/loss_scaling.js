@@ -72,4 +72,28 @@ explorer("loss_scaling", (root, data) => {
 
   root.addEventListener("input", draw);
   draw();
+
+  // The share of gradients that keep all bits in float16 at a scale of 2 to this power.
+  const kept = (scale) =>
+    data.powers.reduce((sum, power, i) => sum + (fate(power + scale, formats.float16) === "whole" ? data.shares[i] : 0), 0);
+
+  return {
+    bet: {
+      ask: "In float16: by which power of two must the loss at least be multiplied so that 99 % keep all their bits?",
+      number: [0, 40],
+      check(guess) {
+        const powers = Array.from({ length: 41 }, (_, power) => power);
+        const most = powers.reduce((best, power) => (kept(power) > kept(best) ? power : best));
+        const least = powers.find((power) => kept(power) >= 99) ?? most;
+        [slider.value, select.value] = [least, "float16"];
+        draw();
+        return {
+          right: Math.abs(guess - least) <= 1,
+          why: `By 2 to the power ${least}: then ${kept(least).toFixed(1)} % are kept whole, without it ` +
+            `${kept(0).toFixed(1)} %.`,
+        };
+      },
+    },
+    table: () => ({ "gradient at least (power of 2)": data.powers, "share of all (%)": data.shares }),
+  };
 });

@@ -26,23 +26,24 @@ explorer("microscope", (root, data) => {
         <label><input type="checkbox" checked data-part="positions"> positions</label>
         <label><input type="checkbox" checked data-part="head"> this head</label>
       </p>
-      <p class="controls bet">
-        <label>A bet first: the last token looks most at <select class="guess"></select></label>
-        <button type="button">Check</button> <output></output>
-      </p>
       <div class="table-scroll" tabindex="0" role="region" aria-label="The steps for the chosen token">
         <table class="steps"></table>
       </div>
       <ol class="shapes"></ol>
       <p class="label">What the whole model expects after the chosen token</p>
-      <div class="beside"><div><p class="label">as trained</p><ol class="bars"></ol></div>
+      <div class="beside"><div><p class="label trained">as trained</p><ol class="bars"></ol></div>
         <div><p class="label">with your switches</p><ol class="bars"></ol></div></div>
+      <p class="controls"><label>A model of your own: a file of <code>rnn2gpt export --web</code>
+        <input type="file" accept=".safetensors"></label>
+        <span class="ours" hidden><label><input type="checkbox" data-key="ours"> ours again, the same text</label></span></p>
+      <p class="reading told" aria-live="polite"></p>
     </div>`;
   const $ = (selector) => root.querySelector(selector);
   const live = $(".live");
-  const [text, layer, head, guess] = ["input[type=text]", ".layer", ".head", ".guess"].map($);
+  const [text, layer, head] = ["input[type=text]", ".layer", ".head"].map($);
   const option = (select, label, value) => select.add(new Option(label, value));
   let gpt = null; // until it is loaded
+  const loaded = {}; // ours and, once the reader has opened it, yours
   let query = data.tokens.length - 1;
   let seen = { tokens: data.tokens, weights: data.weights }; // what the picture shows
 
@@ -185,10 +186,6 @@ explorer("microscope", (root, data) => {
     const [before, after] = root.querySelectorAll(".beside .bars");
     drawNext(before, gpt.forward(ids)[query]);
     drawNext(after, logits[query]);
-    const chosen = guess.value;
-    guess.replaceChildren();
-    tokens.forEach((token, s) => option(guess, `${s + 1}: ${token}`, s));
-    if (chosen && Number(chosen) < tokens.length) guess.value = chosen;
   }
 
   function draw() {
@@ -206,32 +203,83 @@ explorer("microscope", (root, data) => {
     } catch (error) {
       button.disabled = false;
       $(".reading").textContent =
-        `The model did not load (${error.message}). From a folder a browser may not read it: ` +
-        "serve the site, for instance with python -m http.server.";
+        `The model did not load (${error.message}). ${CANNOT_LOAD}`;
       return;
     }
+    loaded.ours = gpt;
     $(".load").hidden = true;
     live.hidden = false;
     text.value = data.text;
-    for (let l = 0; l < gpt.config.n_layers; l++) option(layer, l + 1, l);
-    for (let h = 0; h < gpt.config.n_heads; h++) option(head, h + 1, h);
+    choices();
     [layer.value, head.value] = [data.layer, data.head];
+    root.dispatchEvent(new Event("ready")); // an address may bring a state of its own
     draw();
     text.focus();
   });
-  live.addEventListener("input", (event) => {
-    if (event.target === guess) return;
-    $(".bet output").textContent = "";
+
+  // Layers and heads of the model in use; what was chosen stays where it exists.
+  function choices() {
+    for (const [select, count] of [[layer, gpt.config.n_layers], [head, gpt.config.n_heads]]) {
+      const chosen = Number(select.value) || 0;
+      select.replaceChildren();
+      for (let i = 0; i < count; i++) option(select, i + 1, i);
+      select.value = Math.min(chosen, count - 1);
+    }
+  }
+
+  // Look into the reader's own model; the bars “as trained” stand beside ours for the same text.
+  function use(own, name) {
+    Object.assign(loaded, { own, name });
+    $(".ours").hidden = false;
+    $("[data-key=ours]").checked = false;
+    compare();
+  }
+
+  function compare() {
+    gpt = $("[data-key=ours]").checked ? loaded.ours : loaded.own;
+    choices();
+    const written = text.value || "\n";
+    const bits = (model) => (model.tokenizer.encode(written).length > 1 ? model.bitsPerCharacter(written).toFixed(2) : "–");
+    $(".told").textContent =
+      `All above now shows ${gpt === loaded.own ? loaded.name : "our model"}. This text costs ours ` +
+      `${bits(loaded.ours)} bits a character, ${loaded.name} ${bits(loaded.own)}.`;
     draw();
-  });
-  $(".bet button").addEventListener("click", () => {
-    const last = [...seen.weights.at(-1)];
-    const most = last.indexOf(Math.max(...last));
-    const [bet, truth] = [Number(guess.value), percent(last[most])];
-    $(".bet output").textContent =
-      bet === most
-        ? `Right: ${truth} of its weight.`
-        : `Not so: “${seen.tokens[most]}” at place ${most + 1} has ${truth}, yours ${percent(last[bet])}.`;
+  }
+
+  $("[data-key=ours]").addEventListener("change", compare);
+  live.addEventListener("input", ({ target }) => target.type !== "file" && draw());
+  $("input[type=file]").addEventListener("change", async ({ target }) => {
+    const [file] = target.files;
+    if (!file) return;
+    try {
+      use(new GPT(await file.arrayBuffer()), file.name);
+    } catch (error) {
+      $(".told").textContent = `${file.name} did not load: ${error.message}.`;
+    }
   });
   draw();
+
+  return {
+    bet: {
+      ask: "In this head, the last token looks most at which place? (1 is the first token.)",
+      number: [1, 128],
+      check(guess) {
+        query = seen.tokens.length - 1;
+        draw();
+        const row = [...seen.weights[query]];
+        const most = row.indexOf(Math.max(...row));
+        const yours = row[guess - 1] === undefined ? "" : `; place ${guess} has ${percent(row[guess - 1])}`;
+        return {
+          right: guess === most + 1,
+          why: `“${seen.tokens[most]}” at place ${most + 1} has ${percent(row[most])} of its weight` +
+            `${guess === most + 1 ? "" : yours}.`,
+        };
+      },
+    },
+    table: () => ({
+      token: seen.tokens,
+      ...Object.fromEntries(seen.tokens.map((token, s) => [`on ${s + 1}: ${token}`,
+        seen.weights.map((row) => (row[s] === undefined ? "" : Number(row[s]).toFixed(3)))])),
+    }),
+  };
 });

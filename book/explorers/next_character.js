@@ -60,4 +60,24 @@ explorer("next_character", (root, data) => {
   text.addEventListener("input", draw);
   order.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "Take n down to 2: does the best bet get surer, less sure, or stay the same?",
+      options: ["surer", "less sure", "the same"],
+      check(guess) {
+        const best = () => row().found[1][0] / 10;
+        order.value = order.max;
+        const long = best();
+        order.value = 2;
+        const short = best();
+        draw();
+        return {
+          right: guess === (short > long ? 0 : short < long ? 1 : 2),
+          why: `After this text the best bet has ${long.toFixed(1)} % with n = ${order.max} and ` +
+            `${short.toFixed(1)} % with n = 2. Type another beginning and bet again.`,
+        };
+      },
+    },
+  };
 });

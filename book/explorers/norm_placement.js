@@ -65,4 +65,26 @@ explorer("norm_placement", (root, data) => {
   slider.addEventListener("input", draw);
   select.addEventListener("change", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "In the deepest post-norm stack, by which factor does the gradient grow from the first block to the last?",
+      options: ["it stays about the same", "2 to 10 times", "more than 10 times"],
+      check(guess) {
+        [slider.value, select.value] = [slider.max, 0];
+        draw();
+        const grown = (stack) => stack.gradient.at(-1) / stack.gradient[0];
+        const [pre, post] = [grown(data.pre.at(-1)), grown(data.post.at(-1))];
+        return {
+          right: guess === (post < 2 ? 0 : post <= 10 ? 1 : 2),
+          why: `By ${post.toPrecision(2)} in post-norm and by ${pre.toPrecision(2)} in pre-norm, with ${depths.at(-1)} blocks.`,
+        };
+      },
+    },
+    table: () => {
+      const at = Number(slider.value);
+      const { key, name } = kinds[Number(select.value)];
+      return { block: data.pre[at][key].map((_, i) => i + 1), [`pre: ${name}`]: data.pre[at][key], [`post: ${name}`]: data.post[at][key] };
+    },
+  };
 });

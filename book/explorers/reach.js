@@ -77,4 +77,23 @@ explorer("reach", (root, data) => {
 
   position.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "After the last character, which model needs more characters for 95 % of its gradient?",
+      options: [...data.models.map((model) => model.name), "both the same"],
+      check(guess) {
+        position.value = position.max;
+        draw();
+        const reaches = data.models.map((model) => reachOf(model.reach[last]));
+        const most = Math.max(...reaches);
+        const winners = reaches.flatMap((reach, i) => (reach === most ? [i] : []));
+        return {
+          right: winners.length > 1 ? guess === data.models.length : guess === winners[0],
+          why: data.models.map((model, i) => `${model.name}: ${reaches[i]}`).join("; ") + " characters. " +
+            "Move on and see where it turns.",
+        };
+      },
+    },
+  };
 });

@@ -94,4 +94,35 @@ explorer("rotary", (root, data) => {
   queryAt.addEventListener("input", () => follow(queryAt, keyAt, 0));
   keyAt.addEventListener("input", () => follow(keyAt, queryAt, 1));
   draw();
+
+  return {
+    bet: {
+      ask: "Move both tokens on by ten places. What does the turned score do?",
+      options: ["it stays", "it shrinks", "it changes its sign"],
+      check(guess) {
+        const score = () => root.querySelector(".reading").textContent.match(/score is (\S+)\. With .* (\S+)\./);
+        const old = score();
+        const step = Math.max(Number(queryAt.value), Number(keyAt.value)) + 10 > far ? -10 : 10;
+        for (const slider of [queryAt, keyAt]) slider.value = Number(slider.value) + step;
+        before = [Number(queryAt.value), Number(keyAt.value)];
+        draw();
+        const now = score();
+        return {
+          right: guess === 0,
+          why: `Turned, it was ${old[1]} and is ${now[1]}: only the distance counts. With waves added it went ` +
+            `from ${old[2]} to ${now[2]}.`,
+        };
+      },
+    },
+    table: () => {
+      const turn = (vector, i, at) => turned(pair(vector, i), at * speed(i)).map((x) => x.toFixed(3)).join(", ");
+      const all = Array.from({ length: pairs }, (_, i) => i);
+      return {
+        pair: all,
+        query: all.map((i) => turn(data.query, i, Number(queryAt.value))),
+        key: all.map((i) => turn(data.key, i, Number(keyAt.value))),
+        adds: all.map((i) => clocks.children[i].querySelector("span").textContent),
+      };
+    },
+  };
 });

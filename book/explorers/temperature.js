@@ -42,4 +42,21 @@ explorer("temperature", (root, data) => {
 
   slider.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "At temperature 0.5, what becomes of the odds of the best character against the second?",
+      options: ["they stay", "they double", "they are squared"],
+      check(guess) {
+        const [a, b] = order.map((i) => data.logits[i]);
+        slider.value = -1;
+        draw();
+        return {
+          right: guess === 2,
+          why: `${Math.exp(a - b).toFixed(2)} to 1 becomes ${Math.exp(2 * (a - b)).toFixed(2)} to 1: halving the ` +
+            "temperature doubles the logits' differences, and the odds are their exponential.",
+        };
+      },
+    },
+  };
 });

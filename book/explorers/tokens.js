@@ -73,4 +73,20 @@ explorer("tokens", (root, data) => {
   text.addEventListener("input", draw);
   slider.addEventListener("input", draw);
   draw();
+
+  return {
+    bet: {
+      ask: "Write a text of your own, with all merges switched off. How many tokens will all merges make of it?",
+      number: [0, 10000],
+      check(guess) {
+        slider.value = last;
+        draw();
+        const count = boxes.children.length;
+        return {
+          right: Math.abs(guess - count) <= Math.max(1, 0.1 * count),
+          why: `${count} tokens, from ${new TextEncoder().encode(text.value).length} bytes. You said ${guess}.`,
+        };
+      },
+    },
+  };
 });

@@ -88,7 +88,9 @@ class ExerciseNotebook(SphinxDirective):
         self.env.note_dependency(str(path))
         facts = notebook_facts(path)
         notebooks = registry(self.env, "course_notebooks")
-        notebooks.setdefault(self.env.docname, []).append(name)
+        mine = notebooks.setdefault(self.env.docname, [])
+        mine.append(name)
+        anchor = ' id="exercise-notebook"' if len(mine) == 1 else ""
         root = "../" * self.env.docname.count("/")
         options = self.config.html_theme_options
         colab = colab_url(
@@ -107,7 +109,7 @@ class ExerciseNotebook(SphinxDirective):
             links.append(f'<a class="button" href="{escape(colab)}">Open in Colab</a>')
         return [
             raw(
-                '<aside class="exercise-notebook" aria-label="Exercise notebook">'
+                f'<aside class="exercise-notebook"{anchor} aria-label="Exercise notebook">'
                 f'<p class="label">Exercise notebook</p><p class="title">{escape(facts["title"])}'
                 f"</p><p>{' · '.join(filter(None, size))}</p><p>{' '.join(links)}</p></aside>"
             )
