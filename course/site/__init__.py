@@ -1,5 +1,6 @@
 """The book's Sphinx extension: what Jupyter Book lacks for a self-contained course.
 
+`around` adds what stands around a page,
 `mathml` pre-renders mathematics, `elements`, `explorers`, `measured` and `mistakes` add the
 directives that pages use, `reading` says how long a chapter takes, `execution` keys the cache of
 executed pages, `reference` reads our docstrings, `assets` removes and cuts down what a page loads.
@@ -13,6 +14,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from course.site import (
+    around,
     assets,
     elements,
     execution,
@@ -26,7 +28,7 @@ from course.site import (
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    pages = (elements, explorers, measured, mistakes, reading)
+    pages = (around, elements, explorers, measured, mistakes, reading)
     for module in (mathml, *pages, execution, reference, assets):
         module.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -139,7 +139,7 @@ def _remove_unused(static: Path) -> None:
 def _remove_stale_pages(app: Sphinx) -> None:
     """Pages of earlier builds that are no longer part of the book."""
     out = Path(app.outdir)
-    written = {f"{name}.html" for name in (*app.env.found_docs, "search")}
+    written = {f"{name}.html" for name in (*app.env.found_docs, "search", "404")}
     for path in out.rglob("*.html"):
         if path.relative_to(out).as_posix() not in written:
             path.unlink()
