@@ -24,6 +24,7 @@ from rnn2gpt.lstm import CharLSTM, CharLSTMConfig
 from rnn2gpt.quantization import quantize_model
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 
+pytestmark = pytest.mark.xdist_group("browser")
 TEXT = "the quick thing thinks that these thirty-three thieves, 33 of them, thrive é"
 
 
@@ -176,18 +177,30 @@ def test_the_microscope_shows_the_packages_numbers(
     best = 100 * logits[-1].softmax(0).max().item()
     assert float(value.split()[0]) == pytest.approx(best, abs=0.51)
 
-    guess = browser.find_element("css selector", ".guess")
-    for place in range(len(ids)):  # one of the bets is right, all others are corrected
-        guess.send_keys(Keys.HOME, *[Keys.ARROW_DOWN] * place)
+    guess = browser.find_element("css selector", ".bet input")
+    for place in range(1, len(ids) + 1):  # one of the bets is right, all others are corrected
+        guess.send_keys(Keys.DELETE, str(place))
         browser.find_element("css selector", ".bet button").send_keys(Keys.ENTER)
-        right = place == int(shares.argmax())
-        assert text_of(".bet output").startswith("Right:" if right else "Not so:")
+        right = place == 1 + int(shares.argmax())
+        assert text_of(".bet .verdict").startswith("Right." if right else "Not so.")
+        guess.clear()
 
     trained, changed = browser.find_elements("css selector", ".beside .bars")
     assert trained.text == changed.text
     browser.find_element("css selector", "[data-part=positions]").send_keys(Keys.SPACE)
     trained, changed = browser.find_elements("css selector", ".beside .bars")
     assert trained.text != changed.text
+    browser.find_element("css selector", "[data-part=positions]").send_keys(Keys.SPACE)
     first = browser.find_element("css selector", ".choice button")
     first.send_keys(Keys.SPACE)
     assert "at place 1 looks at" in text_of(".reading")
+
+    own = str(stored.with_name("own.safetensors"))  # the same weights, as a reader's own file
+    export_web(stored, Path(own))
+    browser.find_element("css selector", "input[type=file]").send_keys(own)
+    told = wait(browser, "document.querySelector('.told').textContent")
+    assert told.startswith("All above now shows own.safetensors.")
+    ours, theirs = told.split("costs ours ")[1].split(" bits a character, own.safetensors ")
+    assert ours == theirs.rstrip(".")
+    browser.find_element("css selector", "[data-key=ours]").send_keys(Keys.SPACE)
+    assert text_of(".told").startswith("All above now shows our model.")

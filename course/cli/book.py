@@ -97,6 +97,31 @@ def kill_table(chapters: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+def proof(as_json: bool) -> None:
+    """Check the site in a browser, page by page and explorer by explorer: some five minutes."""
+    from course.browser import BrowserMissing
+    from course.build import BuildError, repository_root
+    from course.proof import STORED, faults, prove
+
+    try:
+        result = prove(repository_root(), lambda page: click.echo(page, err=True))
+    except (BrowserMissing, BuildError) as error:
+        raise click.ClickException(str(error)) from None
+    wrong = faults(result)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        click.echo("\n".join(wrong) or "Nothing found.")
+        click.echo(
+            f"{len(result['pages'])} pages, {len(result['explorers'])} explorers. "
+            f"Written to {STORED}."
+        )
+    if wrong:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
 @click.option("--quick", is_flag=True, help="A hundredth of the budget: shows that it all works.")
 @click.option(
     "--models", default=",".join(LANGUAGE_MODELS), show_default=True, help="Which to measure."

@@ -1,8 +1,10 @@
-"""The directives that show what was measured of the grader, from the JSON that commands store.
+"""The directives that show what was measured, from the JSON that commands store.
 
 `{threat-table}`: what hostile and broken submissions came to, from `book/_data/threats.json`.
 `{grading-benchmark} PART`: a table of `book/_data/grading_benchmark.json`; PART is `chapters`,
     `compare`, `scaling` or `crash`.
+`{proof} PART`: a table of `book/_data/proof.json`, see `course.proof`; PART is `summary`, `pages`,
+    `explorers`, `parity` or `models`.
 """
 
 from __future__ import annotations
@@ -56,6 +58,15 @@ class GradingBenchmark(_Stored):
             return f"<p>{NOT_RUN}</p>"
         where = f"{result['machine']}; load average {result['load']:g} before the run."
         return PARTS[part](result[part]) + f"<p><small>{escape(where)}</small></p>"
+
+
+class Proof(_Stored):
+    """What `rnn2gpt proof` found of the site in a browser."""
+
+    file, required_arguments = "proof.json", 1
+
+    def html(self, result: dict[str, Any]) -> str:
+        return PROOFS[self.arguments[0]](result) if result else f"<p>{NOT_RUN}</p>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -158,6 +169,97 @@ def _crash(result: dict[str, int]) -> str:
 PARTS = {"chapters": _chapters, "compare": _compare, "scaling": _scaling, "crash": _crash}
 
 
+# ------------------------------------------------------------------------------- the site
+
+
+def _proof_summary(result: dict[str, Any]) -> str:
+    pages = result["pages"].values()
+    broken = sum(len(lines) for page in pages for lines in page["violations"].values())
+    done = sum(_completed(played) for played in result["explorers"].values())
+    rows = [
+        ("pages, each in " + ", ".join(result["modes"]), str(len(pages))),
+        (f"rules of axe-core {result['axe']['version']} for each", str(result["axe"]["rules"])),
+        ("violations, all pages and modes together", str(broken)),
+        ("requests to other hosts", str(sum(len(page["elsewhere"]) for page in pages))),
+        ("errors in the console", str(sum(len(page["errors"]) for page in pages))),
+        ("pages wider than their screen", str(sum(any(p["too_wide"].values()) for p in pages))),
+        ("heaviest page, gzipped with all it loads", _kilobytes(max(p["bytes"] for p in pages))),
+        ("explorers completed by keyboard alone", f"{done} of {len(result['explorers'])}"),
+        ("farthest number from PyTorch's", f"{max(result['parity'].values()):.1e}"),
+    ]
+    where = f"{result['browser']}, {result['date']}, by {result['command']}."
+    return table(("what", "found"), rows) + f"<p><small>{escape(where)}</small></p>"
+
+
+def _completed(played: dict[str, Any]) -> bool:
+    return bool(played["verdict"] and played["figure"] and not played["left_out"])
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size / 1024:.0f} KB"
+
+
+def _proof_pages(result: dict[str, Any]) -> str:
+    heads = ("page", *(f"violations, {mode}" for mode in result["modes"]))
+    heads += ("KB gzipped", "requests", "to other hosts", "LCP, ms", "CLS")
+    rows = [
+        (
+            name,
+            *(str(len(page["violations"][mode])) for mode in result["modes"]),
+            f"{page['bytes'] / 1024:.0f}",
+            str(page["requests"]),
+            str(len(page["elsewhere"])),
+            str(page["lcp_ms"] if page["lcp_ms"] is not None else "–"),
+            f"{page['cls']:.3f}",
+        )
+        for name, page in result["pages"].items()
+    ]
+    return table(heads, rows)
+
+
+def _proof_explorers(result: dict[str, Any]) -> str:
+    heads = ("explorer", "page", "controls reached", "missed", "bet graded", "figure opened")
+    rows = [
+        (
+            name,
+            played["page"],
+            str(played["reached"]),
+            str(len(played["left_out"])),
+            "yes" if played["verdict"] else "no",
+            "yes" if played["figure"] else "no",
+            f"{played['inp_ms']:.0f}",
+        )
+        for name, played in result["explorers"].items()
+    ]
+    return table((*heads, "slowest answer to a key (INP), ms"), rows)
+
+
+def _proof_parity(result: dict[str, Any]) -> str:
+    says = {
+        "logits": "logits at every position, whole text at once",
+        "cache": "the same, token by token with the cache",
+        "attention": "attention weights of every head",
+        "lens": "logit lens at every layer, last position",
+    }
+    rows = [(says[what], f"{apart:.1e}") for what, apart in result["parity"].items()]
+    return table(("what", "largest difference from PyTorch"), rows)
+
+
+def _proof_models(result: dict[str, Any]) -> str:
+    rows = [(name, f"{size / 1e6:.2f} MB") for name, size in result["models"].items()]
+    return table(("model, fetched when asked for", "size"), rows)
+
+
+PROOFS = {
+    "summary": _proof_summary,
+    "pages": _proof_pages,
+    "explorers": _proof_explorers,
+    "parity": _proof_parity,
+    "models": _proof_models,
+}
+
+
 def setup(app: Sphinx) -> None:
+    app.add_directive("proof", Proof)
     app.add_directive("threat-table", ThreatTable)
     app.add_directive("grading-benchmark", GradingBenchmark)
