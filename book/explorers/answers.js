@@ -1,7 +1,8 @@
 // One question, two models: the small GPT before and after it was taught to answer. Until they are
 // loaded the page's own examples are shown.
 //
-// data: {examples: [{prompt, wanted, before: [[text, p], ...], after: [...]}], template, end, bytes}
+// data: {examples: [{prompt, wanted, before: [[text, p], ...], after: [...]}], swapped: {at, truth},
+//        template, end, bytes}; examples[swapped.at] was told something false on purpose
 // needs: bpe gpt
 // model: small-gpt small-instruct
 "use strict";
@@ -104,4 +105,24 @@ explorer("answers", (root, data) => {
     text.focus();
   });
   show();
+
+  return {
+    bet: {
+      ask: "The facts in a prompt say something false about a place that the tuned model knows. What does it answer?",
+      options: ["what it was told", "what is true", "something else"],
+      check(guess) {
+        select.value = data.swapped.at;
+        show();
+        const { after, wanted } = data.examples[data.swapped.at];
+        const said = after.map(([token]) => token ?? "").join("").trim();
+        const kind = said === wanted ? 0 : said === data.swapped.truth ? 1 : 2;
+        return {
+          right: guess === kind,
+          why:
+            `It answered “${said}”. It was told “${wanted}”, and true is “${data.swapped.truth}”. ` +
+            "One answer is one answer: the text counts a hundred of them.",
+        };
+      },
+    },
+  };
 });
