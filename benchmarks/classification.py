@@ -30,7 +30,7 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ from torch import Tensor, nn
 from course.ladder import machine
 from rnn2gpt.checkpoint import Checkpoint, load_model, read_json, save_model, write_json
 from rnn2gpt.classifier import (
-    LEARNING_RATES,
+    FROM_SCRATCH,
+    OURS,
     ClassificationConfig,
     ClassificationTrainer,
     accuracy,
@@ -66,8 +67,7 @@ OUT = Path("book/_data/classification.json")
 MODELS = Path("book/_data/models")
 COMMAND = "python benchmarks/classification.py"
 WINDOW, BATCH = 128, 16
-EPOCHS = {250: 10, 1000: 6, 4000: 3, 8066: 3}  # by the number of labels
-RATES = {"scratch": 1e-3, "plays": 1e-3, "films": 1e-3}  # all weights, by the start
+EPOCHS = {500: 4, 2000: 3, 8066: 2}  # by the number of labels
 
 
 class Plan:
@@ -77,12 +77,15 @@ class Plan:
         self,
         out: Path,
         keep: Path,
-        seeds: Sequence[int] = (0, 1),
+        seeds: Sequence[int] = (0,),
         starts: Sequence[str] = (),
+        sizes: Sequence[int] = (),
+        methods: Sequence[str] = (),
         scale: float = 1.0,
     ) -> None:
         self.out, self.keep, self.scale = out, keep, scale
         self.seeds, self.starts = list(seeds), list(starts)
+        self.sizes, self.methods = list(sizes), list(methods)
 
     def some(self, n: int) -> int:
         return n if self.scale == 1 else max(40, round(self.scale * n))
@@ -90,11 +93,12 @@ class Plan:
     def keep_partial(self, part: str, found: dict[str, Any]) -> None:
         """What was measured so far, beside what is stored; a start's rows replace its old ones."""
         stored = read_json(self.out) if self.out.exists() else {}
-        old = stored.get(part, {}) if part == "curve" else {}
+        old = stored.get(part, {}) if part in ("curve", "methods", "chinese") else {}
         stored |= {part: old | found, "command": COMMAND, "machine": machine()}
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.out.with_suffix(".new"), stored)
-        os.replace(self.out.with_suffix(".new"), self.out)
+        new = self.out.with_suffix(f".{os.getpid()}")
+        write_json(new, stored)
+        os.replace(new, self.out)
 
 
 class Timer:
@@ -195,15 +199,16 @@ def finetune(
     texts: LabeledTexts,
     start: Checkpoint,
     epochs: float,
-    learning_rate: float,
     method: str = "all",
     scratch: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Any], ClassificationTrainer]:
     """Train, and judge on the test texts."""
     steps = max(2, round(epochs * plan.scale * (len(texts.train) // BATCH)))
+    optimizer, learning_rate = FROM_SCRATCH if scratch else OURS[method]
     config = ClassificationConfig(
         method=method,
+        optimizer=optimizer,
         steps=steps,
         batch_size=BATCH,
         block_size=WINDOW,
@@ -228,6 +233,7 @@ def finetune(
         "steps": steps,
         "tokens": result.tokens,
         "seconds": seconds,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
         "seed": seed,
         "trained": trained_parameters(trainer.model),
@@ -240,11 +246,11 @@ def finetune(
 
 
 def study_further(plan: Plan) -> dict[str, Any]:
-    """Two passes over the film sentences as one text, half of the small GPT's peak rate."""
+    """One pass over the film sentences as one text, at half of the small GPT's peak rate."""
     start, texts = small_gpt(), load_examples("sentiment")
     both = ("\n".join(t for t, _ in part) for part in (texts.train, texts.validation))
     ids, held_out = (torch.tensor(start.tokenizer.encode(text)) for text in both)
-    steps = max(2, round(plan.scale * 2 * len(ids) / (BATCH * WINDOW)))
+    steps = max(2, round(plan.scale * len(ids) / (BATCH * WINDOW)))
     config = TrainingConfig(
         model="gpt", steps=steps, batch_size=BATCH, block_size=WINDOW, learning_rate=4e-3,
         schedule="trapezoid", optimizer="muon", device="cpu", evaluate_every=10**9,
@@ -273,19 +279,20 @@ def study_further(plan: Plan) -> dict[str, Any]:
 def study_curve(plan: Plan) -> dict[str, Any]:
     texts, found = load_examples("sentiment"), dict[str, Any]()
     starts = {
-        "scratch": small_gpt(),
-        "plays": small_gpt(),
-        "films": load_model(plan.keep / "films"),
+        "scratch": small_gpt,
+        "plays": small_gpt,
+        "films": lambda: load_model(plan.keep / "films"),
     }
     for name in plan.starts or starts:
-        for n, epochs in EPOCHS.items():
-            for seed in plan.seeds if n < 4000 else plan.seeds[:1]:
+        for n in plan.sizes or EPOCHS:
+            if name == "films" and n == max(EPOCHS):
+                continue  # that run is the one of `methods`, all weights
+            for seed in plan.seeds:
                 some = replace(texts, train=texts.train[: plan.some(n)])
                 row, _ = finetune(
-                    plan, some, starts[name], epochs, RATES[name], scratch=name == "scratch",
-                    seed=seed,
-                )  # fmt: skip
-                found.setdefault(name, {}).setdefault(str(n), []).append(row)
+                    plan, some, starts[name](), EPOCHS[n], scratch=name == "scratch", seed=seed
+                )
+                found[f"{name} {n} {seed}"] = row
                 plan.keep_partial("curve", found)
     return found
 
@@ -294,9 +301,11 @@ def study_methods(plan: Plan) -> dict[str, Any]:
     texts, start = load_examples("sentiment"), load_model(plan.keep / "films")
     texts = replace(texts, train=texts.train[: plan.some(len(texts.train))])
     found: dict[str, Any] = {}
-    for method, rate in LEARNING_RATES.items():
-        row, trainer = finetune(plan, texts, start, 3, rate, method)
+    for method in plan.methods or OURS:
+        row, trainer = finetune(plan, texts, start, 2, method)
         found[method] = row | step_costs(trainer)
+        if method == "all":
+            found[method]["spectra"] = spectra(trainer.model, start.model)
         if method == "all" and plan.scale == 1:
             save_model(
                 MODELS / "film-classifier", "classifier", trainer.model_config,
@@ -304,6 +313,19 @@ def study_methods(plan: Plan) -> dict[str, Any]:
                 method=method, max_tokens=WINDOW, command=COMMAND, accuracy=row["accuracy"],
             )  # fmt: skip
         plan.keep_partial("methods", found)
+    return found
+
+
+def spectra(classifier: Any, start: GPT) -> dict[str, list[float]]:
+    """Singular values of what fine-tuning added to the matrices of the middle block, largest 1."""
+    layer, found = start.config.n_layers // 2, {}
+    for name in ("W_q", "W_k", "W_v", "W_o"):
+        after, before = (
+            getattr(gpt.blocks[layer].attention, name).weight.detach()
+            for gpt in (classifier.gpt, start)
+        )
+        values = torch.linalg.svdvals((after - before).double())
+        found[name] = (values / values[0]).tolist()
     return found
 
 
@@ -348,7 +370,7 @@ def step_costs(trainer: ClassificationTrainer) -> dict[str, Any]:
 
 def study_chinese(plan: Plan) -> dict[str, Any]:
     texts, start = load_examples("sentiment-zh"), small_gpt()
-    texts = replace(texts, train=texts.train[: plan.some(4000)])
+    texts = replace(texts, train=texts.train[: plan.some(2000)])
     own = chinese_pairs(plan)
     sizes = replace(start.model.config, vocab_size=own.vocab_size)
     ours = Checkpoint(GPT(sizes), own, start.info)
@@ -358,7 +380,9 @@ def study_chinese(plan: Plan) -> dict[str, Any]:
         ("scratch", start, True),
         ("own tokens", ours, True),
     ):
-        found[name], _ = finetune(plan, texts, begin, 3, 1e-3, scratch=scratch)
+        if plan.methods and name not in plan.methods:
+            continue
+        found[name], _ = finetune(plan, texts, begin, 2, scratch=scratch)
         plan.keep_partial("chinese", found)
     return found
 
@@ -368,14 +392,14 @@ def study_chinese(plan: Plan) -> dict[str, Any]:
 
 def study_entities(plan: Plan) -> dict[str, Any]:
     start = small_gpt()
-    train = sentences(start.tokenizer, plan.some(3000), seed=1)
+    train = sentences(start.tokenizer, plan.some(2000), seed=1)
     tests = {
-        "seen": sentences(start.tokenizer, 600, seed=2),
-        "held out": sentences(start.tokenizer, 600, held_out=True, seed=3),
+        "seen": sentences(start.tokenizer, 400, seed=2),
+        "held out": sentences(start.tokenizer, 400, held_out=True, seed=3),
     }
     found: dict[str, Any] = {
         "train": len(train),
-        "test": 600,
+        "test": 400,
         "names": {k: [len(v), len(split_names(True)[k])] for k, v in split_names(False).items()},
     }
     found["dictionary"] = judged(tests, dictionary(start.tokenizer))
@@ -453,7 +477,7 @@ def dictionary(tokenizer: BPETokenizer) -> Guess:
     return guess
 
 
-def judged(tests: dict[str, Sequence[Any]], guess: Guess) -> dict[str, Any]:
+def judged(tests: Mapping[str, Sequence[Any]], guess: Guess) -> dict[str, Any]:
     """Entity-level F1 on names seen and held out, by where the clue stands."""
     row = {}
     for name, some in tests.items():
@@ -479,17 +503,23 @@ STUDIES: dict[str, Callable[[Plan], dict[str, Any]]] = {
 }
 
 
+LISTS = ("seeds", "starts", "sizes", "methods")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--part", choices=STUDIES, action="append")
     parser.add_argument("--starts", default="", help="of curve, with commas: scratch,plays,films")
-    parser.add_argument("--seeds", default="0,1", help="of curve, below 4,000 labels")
+    parser.add_argument("--seeds", default="0", help="of curve")
+    parser.add_argument("--sizes", default="", help="of curve: 500,2000,8066")
+    parser.add_argument("--methods", default="", help="of methods, or which starts of chinese")
     parser.add_argument("--keep", type=Path, default=Path("runs/classification"))
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    starts = [name for name in given.starts.split(",") if name]
-    plan = Plan(given.out, given.keep, [int(s) for s in given.seeds.split(",")], starts)
+    lists = {n: getattr(given, n).split(",") if getattr(given, n) else [] for n in LISTS}
+    seeds, sizes = ([int(i) for i in lists[name]] for name in ("seeds", "sizes"))
+    plan = Plan(given.out, given.keep, seeds, lists["starts"], sizes, lists["methods"])
     for part in given.part or STUDIES:
         began = Timer()
         plan.keep_partial(part, STUDIES[part](plan))

@@ -153,6 +153,7 @@ MODELS: dict[str, Architecture] = {
         learning_rate=1e-3,
         recurrent=False,
         tokenizer=BPETokenizer,
+        blocks=True,
     ),
     "seq2seq": Architecture(
         config=Seq2SeqConfig,

