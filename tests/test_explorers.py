@@ -405,7 +405,7 @@ def test_generation_writes_with_the_model_and_opens_yours(
         assert texts(browser, ".pairs .name")[0] == name
         assert float(texts(browser, ".pairs .value")[0].split()[0]) == pytest.approx(share, abs=0.1)
         rows = [row.text for row in found(browser, ".lens tr")]
-        assert len(rows) == 1 + 3 + 1 and rows[-1].startswith("after block 3, the answer")
+        assert len(rows) == 1 + 3 + 1 and rows[-1].startswith("block 3, the answer")
         with torch.no_grad():
             first = model.head(model.norm(streams[0])).softmax(0).max().item()
         assert float(rows[1].split()[-4]) == pytest.approx(100 * first, abs=0.2)

@@ -97,7 +97,8 @@ explorer("generation", (root, data) => {
     const k = topK.value === topK.max ? V : Math.min(V, Math.round(2 ** Number(topK.value)));
     const few = falling.slice(0, k);
     const divisor = 2 ** Number(temperature.value);
-    const kept = reach(tempered(few, divisor), Number(topP.value));
+    const cuts = topP.value !== topP.max;
+    const kept = cuts ? reach(tempered(few, divisor), Number(topP.value)) : few.length;
     return { order, before: softmax(falling), after: tempered(few.slice(0, kept), divisor), k, V };
   }
 
@@ -167,14 +168,14 @@ explorer("generation", (root, data) => {
   function drawLens() {
     const best = likeliest(live.lens.at(-1));
     const head = made("tr");
-    for (const title of ["stream", "likeliest if read here", "share", `share of “${nameOfToken(best)}”`]) {
+    for (const title of ["read", "likeliest", "share", `of “${nameOfToken(best)}”`]) {
       head.append(made("th", title, { scope: "col" }));
     }
     const rows = live.lens.map((logits, layer) => {
       const row = made("tr");
       const [first] = likeliestOf(logits, 1);
       const last = layer === live.lens.length - 1;
-      const place = layer === 0 ? "embedding" : `after block ${layer}${last ? ", the answer" : ""}`;
+      const place = layer === 0 ? "embedding" : `block ${layer}${last ? ", the answer" : ""}`;
       row.append(
         made("th", place, { scope: "row" }), made("td", nameOfToken(first.id)),
         made("td", percent(first.share)), made("td", percent(softmax([...logits])[best])),

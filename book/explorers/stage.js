@@ -239,7 +239,7 @@ function pictureOf(play, title, extra) {
   // Words, tokens or characters in a row, shaded or in boxes, broken at the figure's edge.
   function flow(box) {
     const items = [...box.children].filter((item) => shown(item) || item.textContent.trim() === "");
-    const boxed = box.matches(".tokens, .choice");
+    const boxed = box.matches(".tokens, .choice, .answer");
     const single = items.every((item) => [...item.textContent].length === 1);
     let x = 0;
     for (const item of items) {
@@ -281,7 +281,7 @@ function pictureOf(play, title, extra) {
     y += tall + 6;
   }
 
-  for (const element of play.querySelectorAll(".label, .bars, .shaded, .tokens, svg, table")) {
+  for (const element of play.querySelectorAll(".label, .bars, .shaded, .tokens, .answer, svg, table")) {
     if (!shown(element) || element.closest("[data-unshared]")) continue;
     if (element.matches(".label")) {
       heading = element.textContent.trim();
