@@ -160,13 +160,18 @@ def mistaken(assignment: Assignment, exercise: str, mistake: str) -> str:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             node.decorator_list = [d for d in node.decorator_list if not _declares(d)]
-    source = source_behind(wrong.__name__, [ast.unparse(tree)])
+    named = hasattr(wrong, "__name__")  # else an object of a class that can be called
+    name = wrong.__name__ if named else type(wrong).__name__
+    source = source_behind(name, [ast.unparse(tree)])
     if not source:
         raise ValueError(f"{mistake}, of {exercise}, is no function or class of its own")
-    return f"{source}\n\n{exercise} = {wrong.__name__}\n"
+    return f"{source}\n\n{exercise} = {name}{'' if named else '()'}\n"
 
 
 def _declares(decorator: ast.expr) -> bool:
-    """Whether a decorator is one of the catalogue: `@exercise.misconception(...)`."""
+    """Whether a decorator is one of the catalogue: `@exercise.misconception(...)`, or a module's
+    own short form of it, `@_mistake(...)`."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if isinstance(called, ast.Name):
+        return called.id.startswith("_")
     return isinstance(called, ast.Attribute) and called.attr in ("misconception", "case")

@@ -131,6 +131,19 @@ def test_the_stand_in_has_the_fields_of_the_config() -> None:
     assert defaults(stand_ins.BertConfig) == defaults(BertConfig)
 
 
+@pytest.mark.parametrize("mistake", ["labels_zero", "relu", "raw_logits"])
+def test_a_mistake_can_be_written_down_as_a_students_cell(mistake: str) -> None:
+    from autograder.checks.bert import ASSIGNMENT
+    from course.sample_class import mistaken
+
+    exercise = next(e for e in ASSIGNMENT.exercises for m in e.misconceptions if m.name == mistake)
+    source = mistaken(ASSIGNMENT, exercise.name, mistake)
+    assert "_mistake" not in source and "did" not in source
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    assert callable(namespace[exercise.name])
+
+
 # --- masking and scoring --------------------------------------------------------------------------
 
 
