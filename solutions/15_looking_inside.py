@@ -10,6 +10,7 @@
 # with an interval around it.
 
 # %% setup=true
+import functools
 from contextlib import contextmanager
 
 import torch
@@ -56,11 +57,14 @@ def logit_lens(model, ids):
 checks.logit_lens.check(logit_lens)
 
 # %% [markdown]
-# A GPT to look into: three layers of four heads over 512 byte-level tokens, trained on the plays
-# for some ten seconds.
+# A GPT to look into: three layers of four heads over 512 byte-level tokens. The first demonstration
+# that needs it trains it on the plays, for some ten seconds; the later ones find it trained.
+
 
 # %%
-if ready(checks.logit_lens):
+@functools.cache
+def small_gpt():
+    """The model, its tokenizer, and rows of 65 tokens of plays that it never read."""
     from rnn2gpt.data import get_batch, load_text
     from rnn2gpt.gpt import GPT, GPTConfig
     from rnn2gpt.tokenizer import BPETokenizer, train_bpe
@@ -83,14 +87,15 @@ if ready(checks.logit_lens):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    model.eval()
-    rows = held_out[: 40 * (T + 1)].view(40, T + 1)  # plays that it never read
+    return model.eval(), bpe, held_out[: 40 * (T + 1)].view(40, T + 1)
 
-    @torch.no_grad()
-    def held_out_loss():
-        return model(rows[:, :-1], rows[:, 1:])[1].item()
 
-    print(f"{held_out_loss():.2f} nats per token on held-out text")
+@torch.no_grad()
+def held_out_loss():
+    """Its loss on those rows, in nats per token."""
+    model, _, rows = small_gpt()
+    return model(rows[:, :-1], rows[:, 1:])[1].item()
+
 
 # %% [markdown]
 # It reads a line, and your lens says after each layer what it would bet on next. Look for the layer
@@ -98,6 +103,8 @@ if ready(checks.logit_lens):
 
 # %%
 if ready(checks.logit_lens):
+    model, bpe, _ = small_gpt()
+    print(f"{held_out_loss():.2f} nats per token on held-out text")
     line = torch.tensor(bpe.encode("My lord, I have done nothing but in"))
     with torch.no_grad():
         lens = logit_lens(model, line)
@@ -231,8 +238,8 @@ checks.ablate_heads.check(ablate_heads)
 # What is each head worth? The loss on plays that the model never read, with each head off in turn.
 
 # %%
-if ready(checks.logit_lens, checks.ablate_heads):
-    whole = held_out_loss()
+if ready(checks.ablate_heads):
+    model, whole = small_gpt()[0], held_out_loss()
     print(f"whole model: {whole:.3f} nats a token")
     for layer in range(model.config.n_layers):
         added = []
@@ -285,7 +292,8 @@ checks.expected_calibration_error.check(expected_calibration_error)
 # likes best: try which one makes it honest.
 
 # %%
-if ready(checks.logit_lens, checks.expected_calibration_error):
+if ready(checks.expected_calibration_error):
+    model, _, rows = small_gpt()
     with torch.no_grad():
         logits = model(rows[:, :-1])[0].flatten(0, 1)  # (40 · 64, V)
     targets = rows[:, 1:].flatten()
@@ -337,7 +345,8 @@ checks.paired_prompt_bias.check(paired_prompt_bias)
 # chance: whatever effect such lists show has no meaning.
 
 # %%
-if ready(checks.logit_lens, checks.paired_prompt_bias):
+if ready(checks.paired_prompt_bias):
+    model, bpe, _ = small_gpt()
     contexts = ("The {} is", "O {}, thou art", "I saw the {}, so", "Our {} looks", "A {} must be",
                 "The {} was ever", "My {} is too", "And the {} so", "Call the {} most",
                 "The {}'s heart is")  # fmt: skip
@@ -372,7 +381,7 @@ if ready(checks.logit_lens, checks.paired_prompt_bias):
 # layer you choose, and sets what both together cost beside the sum of what each costs alone.
 
 # %%
-if ready(checks.logit_lens, checks.ablate_heads):
+if ready(checks.ablate_heads):
     LAYER = 1
 
     def cost(*heads):

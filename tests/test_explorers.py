@@ -284,6 +284,38 @@ def test_explorer_of_gpt_size_counts_as_the_package_does(
     assert "48 heads cannot share a width of 64" in texts(browser, ".reading")[0]
 
 
+def test_explorer_of_the_lens_shows_every_block_and_when_the_bet_was_made(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def bets(*best: str) -> list[list[list[Any]]]:  # after no block, one block, two
+        return [[[token, 800], ["z", 100]] for token in best]
+
+    first = {
+        "tokens": ["a", " b", "c"],
+        "bets": [bets("a", " b", " b"), bets(*"xyc"), bets(*"qqq")],
+    }
+    second = {"tokens": ["\n"], "bets": [bets("d", "e", "f")]}
+    explore(browser, root, tmp_path, "lens", {"lines": [first, second], "start": [0, 0]})
+    assert texts(browser, ".tokens *") == ["a", "␣b", "c"]
+    assert texts(browser, ".label") == ["No block yet", "After block 1", "After block 2"]
+    assert texts(browser, ".bars .name") == ["a", "z", "␣b ✓", "z", "␣b ✓", "z"]
+    assert texts(browser, ".bars .value")[:2] == ["80.0 %", "10.0 %"]
+    reading = (
+        "After “a” the model's bet is “␣b”, its best since block 1; the text goes on with “␣b”."
+    )
+    assert texts(browser, ".reading") == [reading]
+    found(browser, "input")[0].send_keys(Keys.ARROW_RIGHT)
+    assert "its best since block 2" in texts(browser, ".reading")[0]
+    found(browser, ".tokens *")[2].click()
+    assert texts(browser, ".reading") == [
+        "After “c” the model's bet is “q”, from the embeddings on."
+    ]
+    found(browser, "select")[0].send_keys(Keys.ARROW_DOWN)
+    assert texts(browser, ".tokens *") == ["⏎"]
+
+
 def test_explorer_of_fill_in_sets_both_sides_beside_the_left(
     root: Path, tmp_path: Path, browser: Any
 ) -> None:
