@@ -20,6 +20,7 @@ CHAPTERS = (
     "pretraining",
     "generation",
     "bert",
+    "looking_inside",
 )
 
 
