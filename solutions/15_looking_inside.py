@@ -382,7 +382,7 @@ if ready(checks.paired_prompt_bias):
 
 # %%
 if ready(checks.ablate_heads):
-    LAYER = 1
+    LAYER = 0
 
     def cost(*heads):
         with ablate_heads(model, [(LAYER, head) for head in heads]):
