@@ -341,6 +341,37 @@ def test_explorer_of_fill_in_sets_both_sides_beside_the_left(
     assert texts(browser, ".bars .name")[0] == "␣ ✓"
 
 
+def test_explorer_of_answers_sets_before_beside_after(
+    root: Path, tmp_path: Path, browser: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def example(prompt: str, wanted: str, *after: list[Any]) -> dict[str, Any]:
+        before = [[" I", 0.4], [" will\n", 0.99]]
+        return {"prompt": prompt, "wanted": wanted, "before": before, "after": after}
+
+    data = {
+        "examples": [
+            example("Where is A?", "B", [" B", 0.7], [None, 0.99]),
+            example("Where is C?", "D", [" E", 0.98], [None, 0.98]),
+        ],
+        "swapped": {"at": 1, "truth": "E"},
+        "template": "{prompt} Answer:",
+        "end": 3,
+        "bytes": 2_000_000,
+    }
+    explore(browser, root, tmp_path, "answers", data)
+    unsure, sure = texts(browser, ".before span")
+    assert "40 %" in unsure and "%" not in sure
+    reading = texts(browser, ".reading")[0]
+    assert "Before: 2 tokens, and does not end. After: “B”, and ends" in reading
+    assert "least certain token had 70 %. Wanted: “B”." in reading
+    found(browser, "select")[0].send_keys(Keys.ARROW_DOWN)
+    assert "After: “E”" in texts(browser, ".reading")[0]
+    assert found(browser, "textarea")[0].get_property("value") == "Where is C?"
+    assert bet(browser, "what is true").startswith("Right. It answered “E”. It was told “D”")
+
+
 # ------------------------------------------------------------------------- the generation lab
 
 
