@@ -66,7 +66,7 @@ RUNS = ROOT / "build/instruction_tuning"
 STEPS = {"scratch": 200, "tuned": 200, "replay": 700}
 REPLAY, PLAY_TOKENS = 0.15, 20_000
 BETAS = (0.03, 0.1, 0.5)
-PREFERENCE_STEPS = 40
+PREFERENCE_STEPS = 30
 
 
 def plays(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,10 +226,10 @@ def describe(splits: Tasks, tokenizer: Any) -> dict[str, Any]:
 def prefer(reference: Checkpoint, splits: Tasks, play_ids: torch.Tensor) -> dict[str, Any]:
     """DPO for politeness from the model's own answers, at several betas."""
     model, tokenizer = reference.model, reference.tokenizer
-    asked = list(dict.fromkeys(e.prompt for e in splits["train"] if e.task == "talk"))[:250]
+    asked = list(dict.fromkeys(e.prompt for e in splits["train"] if e.task == "talk"))[:200]
     began = time.process_time()
     pairs = sample_preferences(model, tokenizer, asked, ends_politely)
-    train, held_out = pairs[:-40], pairs[-40:]
+    train, held_out = pairs[:-24], pairs[-24:]
     table: dict[str, Any] = {
         "n_prompts": len(asked),
         "n_pairs": len(train),
