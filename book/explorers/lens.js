@@ -34,6 +34,12 @@ explorer("lens", (root, data) => {
     return list;
   }
 
+  // The layer from which on the last layer's best bet is the best.
+  function settled(bets) {
+    const best = bets.map((four) => four[0][0]);
+    return best.findLastIndex((token) => token !== best.at(-1)) + 1;
+  }
+
   function draw() {
     const line = data.lines[choice.value];
     slider.max = line.tokens.length - 1;
@@ -60,9 +66,8 @@ explorer("lens", (root, data) => {
         return [label, bars(bets, next)];
       }),
     );
-    const best = line.bets[at].map((bets) => bets[0][0]);
-    const last = best.at(-1);
-    const since = best.findLastIndex((token) => token !== last) + 1;
+    const last = line.bets[at].at(-1)[0][0];
+    const since = settled(line.bets[at]);
     reading.textContent =
       `After “${name(line.tokens[at])}” the model's bet is “${name(last)}”, ` +
       (since === 0 ? "from the embeddings on" : `its best since block ${since}`) +
@@ -77,4 +82,21 @@ explorer("lens", (root, data) => {
   });
   slider.addEventListener("input", draw);
   draw();
+
+  const depths = data.lines[0].bets[0].map((_, layer) => (layer === 0 ? "no block yet" : `block ${layer}`));
+  return {
+    bet: {
+      ask: "Over this line, how many of the model's final bets are already the best one before block 1?",
+      number: [0, 1000],
+      check(guess) {
+        const line = data.lines[choice.value];
+        const counts = depths.map((_, layer) => line.bets.filter((bets) => settled(bets) === layer).length);
+        return {
+          right: Math.abs(guess - counts[0]) <= 1,
+          why: `${counts[0]} of ${line.bets.length}. The final bet leads from then on since: ` +
+            depths.map((depth, layer) => `${depth} ${counts[layer]}`).join(", ") + ".",
+        };
+      },
+    },
+  };
 });

@@ -236,6 +236,34 @@ function pictureOf(play, title, extra) {
     tables.push({ caption: heading, head: ["name", "value"], rows: rows.map((r) => [r.name, r.value]) });
   }
 
+  // Places on a line: each row a name, a dot, a value.
+  function dots(box) {
+    const rows = [...box.children].map((row) => {
+      const [name, value] = [".name", ".value"].map((part) => row.querySelector(part).textContent.trim());
+      const dot = row.querySelector(".dot");
+      const color = palette.get(getComputedStyle(dot).backgroundColor) ?? "var(--figure-blue)";
+      return { name, value, color, left: parseFloat(dot.style.left) };
+    });
+    for (const { name, value, color, left } of rows) {
+      parts.push(text(0, y + 11, cut(name, 22)), text(WIDE, y + 11, value, ' text-anchor="end"'));
+      parts.push(`<line x1="140" x2="380" y1="${y + 8}" y2="${y + 8}" stroke="var(--figure-grid)"/>`);
+      parts.push(`<circle cx="${(140 + 2.4 * left).toFixed(1)}" cy="${y + 8}" r="4.5" fill="${color}"/>`);
+      y += LINE;
+    }
+    y += 4;
+  }
+
+  // A written text, line by line.
+  function prose(box) {
+    const lines = box.textContent.split("\n").flatMap((line) => line.match(/.{1,60}(\s|$)|.{60}/g) ?? [""]);
+    for (const line of lines) {
+      parts.push(text(8, y + 11, line.trimEnd(), ' font-family="monospace" xml:space="preserve"'));
+      y += LINE - 1;
+    }
+    y += 4;
+    tables.push({ caption: heading, head: ["text"], rows: [[box.textContent]] });
+  }
+
   // Words, tokens or characters in a row, shaded or in boxes, broken at the figure's edge.
   function flow(box) {
     const items = [...box.children].filter((item) => shown(item) || item.textContent.trim() === "");
@@ -281,13 +309,15 @@ function pictureOf(play, title, extra) {
     y += tall + 6;
   }
 
-  for (const element of play.querySelectorAll(".label, .bars, .shaded, .tokens, .answer, svg, table")) {
+  for (const element of play.querySelectorAll(".label, .bars, .rungs, .shaded, .tokens, .answer, svg, table")) {
     if (!shown(element) || element.closest("[data-unshared]")) continue;
     if (element.matches(".label")) {
       heading = element.textContent.trim();
       parts.push(text(0, y + 12, cut(heading, 70), ' font-weight="600"'));
       y += LINE + 2;
     } else if (element.matches(".bars")) bars(element);
+    else if (element.matches(".rungs")) dots(element);
+    else if (element.matches(".shaded") && !element.children.length) prose(element);
     else if (element.matches("svg")) drawing(element);
     else if (element.matches("table")) {
       const lines = [...element.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
