@@ -15,6 +15,7 @@ asks, `book/_data/models/film-classifier`.
               GPT, from the one that `further` made
     methods   head, last block, all weights and LoRA on all labels, from the one that `further`
               made: the same batches, each method's own rate; seconds and memory of a step
+    optimizers  AdamW in Muon's place, from the small GPT on 2,000 labels
     chinese   the small GPT with its English byte pairs, the same from scratch, and a network of
               its size from scratch with byte pairs that were learned from Chinese
     entities  token classification on generated sentences, causal and reading both sides, names
@@ -202,10 +203,11 @@ def finetune(
     method: str = "all",
     scratch: bool = False,
     seed: int = 0,
+    usual: tuple[str, float] | None = None,
 ) -> tuple[dict[str, Any], ClassificationTrainer]:
     """Train, and judge on the test texts."""
     steps = max(2, round(epochs * plan.scale * (len(texts.train) // BATCH)))
-    optimizer, learning_rate = FROM_SCRATCH if scratch else OURS[method]
+    optimizer, learning_rate = usual or (FROM_SCRATCH if scratch else OURS[method])
     config = ClassificationConfig(
         method=method,
         optimizer=optimizer,
@@ -295,6 +297,13 @@ def study_curve(plan: Plan) -> dict[str, Any]:
                 found[f"{name} {n} {seed}"] = row
                 plan.keep_partial("curve", found)
     return found
+
+
+def study_optimizers(plan: Plan) -> dict[str, Any]:
+    texts, start, n = load_examples("sentiment"), small_gpt(), 2000
+    some = replace(texts, train=texts.train[: plan.some(n)])
+    row, trainer = finetune(plan, some, start, EPOCHS.get(n, 1), usual=FROM_SCRATCH)
+    return {"adamw": row | {"spectra": spectra(trainer.model, start.model)}}
 
 
 def study_methods(plan: Plan) -> dict[str, Any]:
@@ -418,7 +427,7 @@ def study_entities(plan: Plan) -> dict[str, Any]:
 Guess = Callable[[Sequence[Any]], list[list[int]]]
 
 
-def teach_tags(model: TokenClassifier, train: Sequence[Any], epochs: int = 2) -> list[float]:
+def teach_tags(model: TokenClassifier, train: Sequence[Any], epochs: int = 4) -> list[float]:
     """Batches of sentences of one length, in an order that is shuffled; all weights are trained."""
     by_length: dict[int, list[Any]] = {}
     for sentence in train:
@@ -498,6 +507,7 @@ STUDIES: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "further": study_further,
     "curve": study_curve,
     "methods": study_methods,
+    "optimizers": study_optimizers,
     "chinese": study_chinese,
     "entities": study_entities,
 }

@@ -26,7 +26,7 @@ from rnn2gpt.tokenizer import BPETokenizer
 from rnn2gpt.training import Trainer, TrainingConfig
 
 # Optimizer and peak rate by method, of a few that were tried on 2,000 labels. The course's GPT was
-# trained with Muon, which leaves large matrices: AdamW hardly moves them.
+# trained with Muon, and whole matrices go on with it.
 OURS = {
     "head": ("adamw", 1e-2),
     "last-block": ("muon", 4e-3),

@@ -6,7 +6,7 @@
 #
 # Why it is worth building: a model that continues text becomes one that judges it, with one linear
 # map more. You write that map's place, choose which weights may move, and build the detour that
-# trains a large matrix by two narrow ones. At the end your classifier rates sentences of yours.
+# trains a large matrix by two narrow ones. At the end your classifier reads sentences of yours.
 
 # %% setup=true
 import torch
@@ -106,8 +106,8 @@ class SequenceClassifier(nn.Module):
 checks.SequenceClassifier.check(SequenceClassifier, pool_last_token=pool_last_token)
 
 # %% [markdown]
-# A GPT to put it on: two layers of width 64 over 512 byte pairs. It reads the film sentences of the
-# training part, without their labels, for some ten seconds.
+# A GPT to put it on: two layers of width 64 over 512 byte pairs. It reads sentences from film
+# reviews for some ten seconds, to learn a little English.
 
 # %%
 if ready(checks.pool_last_token, checks.SequenceClassifier):
@@ -117,18 +117,17 @@ if ready(checks.pool_last_token, checks.SequenceClassifier):
     from rnn2gpt.tokenizer import BPETokenizer, train_bpe
     from rnn2gpt.training import cosine_schedule
 
-    task = load_examples("sentiment")
-    unlabeled = "\n".join(text for text, _ in task.train)
-    bpe = BPETokenizer(train_bpe(unlabeled[:300_000], 512))
-    stream, T = torch.tensor(bpe.encode(unlabeled)), 96
+    films = "\n".join(text for text, _ in load_examples("sentiment").train)
+    bpe = BPETokenizer(train_bpe(films[:300_000], 512))
+    stream, T = torch.tensor(bpe.encode(films)), 96
 
     torch.manual_seed(0)
     sizes = GPTConfig(vocab_size=512, block_size=T, n_layers=2, n_heads=4, d_model=64, dropout=0.1)
     gpt = GPT(sizes)
     optimizer = torch.optim.AdamW(gpt.parameters(), weight_decay=0.01)
-    chance, n_steps, losses = torch.Generator().manual_seed(0), 350, []
+    chance, n_steps, losses = torch.Generator().manual_seed(0), 200, []
     for step in range(n_steps):
-        optimizer.param_groups[0]["lr"] = cosine_schedule(step, 6e-3, 0.0, 30, n_steps)
+        optimizer.param_groups[0]["lr"] = cosine_schedule(step, 6e-3, 0.0, 20, n_steps)
         _, loss = gpt(*get_batch(stream, T, 16, chance))
         optimizer.zero_grad()
         loss.backward()
@@ -139,37 +138,47 @@ if ready(checks.pool_last_token, checks.SequenceClassifier):
     print(f"last 20 steps: {sum(losses[-20:]) / 20:.2f} nats per token")
 
 # %% [markdown]
-# Your classifier learns from 1,200 labels. `teach` trains whatever requires a gradient, and returns
-# the accuracy on 800 test sentences after each epoch. Beside the pretrained start, the same network
-# from random weights.
+# A task that it can learn in seconds: is a sentence about a place, a language or a currency? No
+# name of the test stands in the training part, so the words around it must tell. (Film sentences
+# need more labels and more minutes than a notebook has: the chapter shows what they take.) `teach`
+# trains whatever requires a gradient, and returns the accuracy on the test after each pass. Beside
+# the pretrained start, the same network from random weights.
 
 # %%
 if ready(checks.pool_last_token, checks.SequenceClassifier):
     from rnn2gpt.classifier import pad_right, predict
+    from rnn2gpt.entities import KINDS, TAGS, sentences
 
-    def rows_of(examples):
-        return [(bpe.encode(text)[:T], label) for text, label in examples]
+    def examples(n, held_out, seed):
+        """Ids and label of the sentences, of n, that are about one kind of thing."""
+        made = []
+        for sentence in sentences(bpe, n, held_out, seed):
+            kinds = {TAGS[tag][2:] for tag in sentence.tags if tag}
+            if len(kinds) == 1:
+                made.append((sentence.ids, KINDS.index(kinds.pop())))
+        return made
 
-    known, unseen = rows_of(task.train[:1200]), rows_of(task.test[:800])
+    known, unseen = examples(700, False, 1), examples(500, True, 2)
 
     def right(model):
-        """The share of the test sentences that the model labels as people did."""
+        """The share of the test sentences that the model labels rightly."""
         guess = predict(model, [ids for ids, _ in unseen]).argmax(dim=1)
         return (guess == torch.tensor([label for _, label in unseen])).double().mean().item()
 
-    def teach(model, learning_rate, epochs=2):
+    def teach(model, learning_rate, epochs=4):
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, weight_decay=0.01)
-        order, reached, step, n = torch.Generator().manual_seed(1), [right(model)], 0, 1200 // 16
+        order, reached, step = torch.Generator().manual_seed(1), [right(model)], 0
+        total = epochs * len(known) // 16
         for _ in range(epochs):
             model.train()
-            for places in torch.randperm(1200, generator=order).split(16):
+            for places in torch.randperm(len(known), generator=order).split(16):
                 ids, mask = pad_right([known[i][0] for i in places])
                 loss = nn.functional.cross_entropy(
                     model(ids, mask), torch.tensor([known[i][1] for i in places])
                 )
                 optimizer.param_groups[0]["lr"] = cosine_schedule(
-                    step, learning_rate, 0.0, 10, epochs * n
+                    step, learning_rate, 0.0, 10, total
                 )
                 optimizer.zero_grad()
                 loss.backward()
@@ -183,10 +192,11 @@ if ready(checks.pool_last_token, checks.SequenceClassifier):
         torch.manual_seed(2)
         start = GPT(sizes)
         start.load_state_dict(pretrained)
-        return SequenceClassifier(start, 2)
+        return SequenceClassifier(start, len(KINDS))
 
+    print(f"{len(known)} sentences, {len(unseen)} to test; the first:", bpe.decode(known[0][0]))
     torch.manual_seed(2)
-    results = {"from scratch": teach(SequenceClassifier(GPT(sizes), 2), 2e-3)}
+    results = {"from scratch": teach(SequenceClassifier(GPT(sizes), len(KINDS)), 2e-3)}
     everything = fresh()
     results["all weights"] = teach(everything, 2e-3)
     for name, reached in results.items():
@@ -221,7 +231,7 @@ def freeze(model, except_for):
 checks.freeze.check(freeze)
 
 # %% [markdown]
-# The same labels, the same two epochs, with less and less of the model in motion.
+# The same labels, the same passes, with less and less of the model in motion.
 
 # %%
 if ready(checks.pool_last_token, checks.SequenceClassifier, checks.freeze):
@@ -333,30 +343,30 @@ if ready(*checks.ASSIGNMENT.exercises):
 
     for name, reached in results.items():
         plt.plot(range(len(reached)), [100 * share for share in reached], "o-", label=name)
-    plt.axhline(50, color="gray", linewidth=1)
-    plt.xlabel("epochs")
+    plt.axhline(100 / 3, color="gray", linewidth=1)  # chance
+    plt.xlabel("passes over the training sentences")
     plt.ylabel("test sentences right (%)")
-    plt.xticks(range(3))
+    plt.xticks(range(5))
     plt.legend()
     plt.show()
 
 # %% [markdown]
 # ## 13.5 Sentences of your own (2 points, 10 minutes)
 #
-# Replace the sentences by your own. Among them should be one that is easy, one with a negation, one
-# that praises one thing and damns another, and one that means the opposite of what it says.
+# Replace the sentences by your own. Among them should be one that is easy, one whose clue stands
+# behind the name, one with clues of two kinds, and one without any clue that the training had.
 
 # %%
 if ready(checks.pool_last_token, checks.SequenceClassifier):
     mine = [
-        "A moving and beautiful film.",
-        "Not a good film.",
-        "The acting is superb, the story a bore.",
-        "Just what the world needed: another film about dogs.",
+        "She was born in Samoa and laughed.",
+        "Tuvalu is spoken by few people.",
+        "The letter was paid in francs.",
+        "Nobody has ever heard of Zyx.",
     ]
     rows = predict(everything, [bpe.encode(text) for text in mine]).exp()
     for text, row in zip(mine, rows, strict=True):
-        print(f"{row[1]:4.0%} positive  {text}")
+        print(f"{KINDS[row.argmax()]:>8} {row.max():4.0%}  {text}")
 
 # %% [markdown] written="written_13" points=2
 # Which of your sentences did the classifier get wrong, and what about each may have misled it? Then
@@ -365,12 +375,12 @@ if ready(checks.pool_last_token, checks.SequenceClassifier):
 #
 # ### BEGIN SOLUTION
 # A full answer names the sentences with their probabilities and ties each error to something that
-# can be seen in the text: the negated sentence has the words of a positive one; in the mixed one
-# the last clause weighs most, or the strongest word; irony has no negative word in it. Words in any
-# order can tell what a bag of words tells: the first sentence, not the second. A test of order:
-# shuffle the words of the test sentences and see how far the accuracy falls, or compare pairs that
-# differ in order alone. Full points ask for an observation from their own run and for a test that
-# could come out either way.
+# can be seen in the text: a clue of the wrong kind, a clue that no training sentence had, a
+# spelling that looks like another kind's. Words in any order can tell what a bag of words tells:
+# that a sentence has the word *spoken* or *paid* in it, which is enough for most of these. A test
+# of order: shuffle the words of the test sentences and see how far the accuracy falls, or compare
+# pairs that differ in order alone. Full points ask for an observation from their own run and for a
+# test that could come out either way.
 # ### END SOLUTION
 
 # %%
