@@ -20,7 +20,7 @@ from pages import Site, view, wait
 
 from course.build import BuildError, build_site, stamp
 from course.site.around import site_map
-from course.site.assets import icon_codepoints, icon_names, math_codepoints
+from course.site.assets import icon_codepoints, icon_names, math_codepoints, without_icons
 from course.site.elements import colab_url, kill_table_html, notebook_facts
 from course.site.execution import execution_key
 from course.site.explorers import kept_figure
@@ -98,6 +98,8 @@ def test_icons_in_use_are_found_by_name_and_by_the_style_sheets_own_use() -> Non
     )
     names = icon_names(['<i class="fa-solid fa-bars"></i>'])
     assert icon_codepoints(css, names) == {0xF0C9, 0xF058, 0xF107}
+    assert "ghost" not in without_icons(css, names)
+    assert icon_codepoints(without_icons(css, names), names) == {0xF0C9, 0xF058, 0xF107}
 
 
 @pytest.mark.parametrize("url", ["https://github.com/a/b", "https://github.com/a/b.git"])

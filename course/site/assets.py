@@ -126,6 +126,20 @@ def icon_codepoints(css: str, names: set[str]) -> set[int]:
     return points
 
 
+def without_icons(css: str, names: set[str]) -> str:
+    """The style sheet without its rules for icons that are not in `names`.
+
+    >>> without_icons('.fa-bars:before{content:"\\f0c9"}.fa-x:before{content:"x"}p{}', {"bars"})
+    '.fa-bars:before{content:"\\f0c9"}p{}'
+    """
+
+    def kept(rule: re.Match[str]) -> str:
+        icons = set(re.findall(r"\.fa-([a-z0-9-]+)", rule.group(1)))
+        return "" if icons and not icons & names else rule.group()
+
+    return re.sub(r'([^{}]*)\{content:"(?:\\[0-9a-f]+|.)"\}', kept, css)
+
+
 def _package_file(package: str, name: str) -> Path:
     return Path(str(importlib.resources.files(package).joinpath(name)))
 
@@ -148,10 +162,11 @@ def _remove_stale_pages(app: Sphinx) -> None:
 def _cut_icons(static: Path, pages: list[str], cache: Path) -> None:
     sheet = static / "styles" / "pydata-sphinx-theme.css"
     css = re.sub(r',url\([^)]*\.ttf\) format\("truetype"\)', "", sheet.read_text("utf-8"))
-    sheet.write_text(css, "utf-8")
     scripts = [path.read_text("utf-8") for path in static.rglob("*.js")]
+    names = icon_names(pages + scripts)
+    sheet.write_text(without_icons(css, names), "utf-8")
     sheets = "".join(path.read_text("utf-8") for path in static.rglob("*.css"))
-    points = icon_codepoints(sheets, icon_names(pages + scripts))
+    points = icon_codepoints(sheets, names)
     for font in (static / "vendor" / "fontawesome" / "webfonts").glob("*.woff2"):
         # From the theme's own file: the one in the site may have been cut by an earlier build.
         whole = f"theme/pydata_sphinx_theme/static/vendor/fontawesome/webfonts/{font.name}"
