@@ -441,8 +441,8 @@ def one_too_late(weights: Tensor, period: int) -> Tensor:
 @_score(
     "first_token_counted",
     "You begin at i = period − 1, where the weight on position 0 is counted.",
-    "That token has not come before. Many heads rest on the first token when they have nothing to"
-    " read, and the score counts that rest as induction.",
+    "That token has not come before. In large models many heads rest on the first token when they"
+    " have nothing to read, and the score would count that rest as induction.",
 )
 def first_token_counted(weights: Tensor, period: int) -> Tensor:
     return _line(weights, period - 1, period - 1)
@@ -595,7 +595,7 @@ def _(student: Handle, rng: Rng) -> None:
              "not_undone_after_an_error")  # fmt: skip
 
 
-@ablate_heads.case("changes nothing before the with block is entered")
+@ablate_heads.case("changes nothing before the with block is entered", guard=True)
 def _(student: Handle, rng: Rng) -> None:
     model, _ = our_gpt(student, rng)
     ids = some_ids(rng, 5)
