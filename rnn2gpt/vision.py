@@ -2,7 +2,7 @@
 
 A picture is cut into patches, and one linear map makes a vector of each (Dosovitskiy et al. 2021,
 section 3.1). To the blocks they are tokens like any others. The pictures here are drawn on the
-spot: two colored shapes, and a caption that says which stands where.
+spot: a colored shape, and a caption that says what it is.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ COLORS = {
     "cyan": (0.30, 0.80, 0.90),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
-RELATIONS = {"left of": (0, 1), "above": (1, 0)}  # (rows, columns) to the second shape
-WORDS = ("<start>", "<end>", "a", "left", "of", "above", *COLORS, *SHAPES)
+WORDS = ("<start>", "<end>", "a", *COLORS, *SHAPES)
 START, END = 0, 1
-SIDE = 24  # pixels
+SIDE = 16  # pixels
 
 
 def encode_words(text: str) -> list[int]:
@@ -65,38 +64,30 @@ def draw_shape(
 
 @dataclass(frozen=True)
 class Scene:
-    """Two colored shapes: (color, shape) each, and how the first stands to the second."""
+    """A colored shape."""
 
-    first: tuple[str, str]
-    relation: str
-    second: tuple[str, str]
+    color: str
+    shape: str
 
     @property
     def caption(self) -> str:
-        return f"a {' '.join(self.first)} {self.relation} a {' '.join(self.second)}"
+        return f"a {self.color} {self.shape}"
 
     def draw(self, rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
-        """A picture (3, side, side) on gray, both shapes moved and sized at random."""
+        """A picture (3, side, side) of it on gray, moved and sized at random."""
         canvas = np.full((3, side, side), 0.92) + rng.normal(0, 0.02, (3, side, side))
-        down, right = RELATIONS[self.relation]
-        for (color, shape), sign in ((self.first, -1), (self.second, 1)):
-            size = rng.uniform(0.15, 0.2) * side
-            row = side / 2 + sign * down * 0.25 * side + rng.uniform(-0.05, 0.05) * side
-            column = side / 2 + sign * right * 0.25 * side + rng.uniform(-0.05, 0.05) * side
-            draw_shape(canvas, shape, color, row - 0.5, column - 0.5, size)
+        size = rng.uniform(0.25, 0.35) * side
+        row, column = rng.uniform(size, side - 1 - size, 2)
+        draw_shape(canvas, self.shape, self.color, row, column, size)
         return canvas
 
 
 def draw_scenes(
     n: int, allowed: Sequence[tuple[str, str]], rng: np.random.Generator
 ) -> list[tuple[Scene, np.ndarray]]:
-    """n scenes of two different things among `allowed`, each with a picture."""
-    relations, scenes = list(RELATIONS), []
-    for _ in range(n):
-        first, second = rng.choice(len(allowed), 2, replace=False)
-        scene = Scene(allowed[first], relations[rng.integers(2)], allowed[second])
-        scenes.append((scene, scene.draw(rng)))
-    return scenes
+    """n scenes drawn from the pairs of color and shape that are allowed, each with a picture."""
+    scenes = [Scene(*allowed[i]) for i in rng.integers(len(allowed), size=n)]
+    return [(scene, scene.draw(rng)) for scene in scenes]
 
 
 def as_batch(
@@ -130,7 +121,7 @@ class Captioner(nn.Module):
     """
 
     def __init__(
-        self, config: GPTConfig, image_size: int = SIDE, patch_size: int = 6, channels: int = 3
+        self, config: GPTConfig, image_size: int = SIDE, patch_size: int = 4, channels: int = 3
     ) -> None:
         super().__init__()
         self.gpt, self.patch_size = GPT(config), patch_size
@@ -152,7 +143,7 @@ class Captioner(nn.Module):
         return self.gpt.head(self.gpt.norm(x[:, seen.shape[1] :]))
 
     @torch.no_grad()
-    def caption(self, images: Float[Tensor, "B C H W"], max_words: int = 10) -> list[str]:
+    def caption(self, images: Float[Tensor, "B C H W"], max_words: int = 5) -> list[str]:
         """The likeliest word again and again, until each picture's caption has its end."""
         ids = torch.full((len(images), 1), START, device=images.device)
         while ids.shape[1] <= max_words:

@@ -21,6 +21,7 @@ CHAPTERS = (
     "generation",
     "bert",
     "looking_inside",
+    "reading_critically",
 )
 
 
