@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,9 +103,21 @@ class Misconception:
         return f"{self.did} {self.causes} See “{self.section}”."
 
 
+@dataclass(frozen=True)
+class HandedIn:
+    """A file that comes with a notebook, or the reason why it could not be read."""
+
+    data: bytes | None = None
+    problem: str = ""
+
+
 @dataclass
 class Exercise:
-    """One graded object: a function or a class that the student writes."""
+    """One graded object: a function or a class that the student writes.
+
+    With `on_files` it is no object but files beside the notebook, which that function judges, in
+    the check's own process. It may believe nothing that is in them.
+    """
 
     name: str
     points: float
@@ -113,6 +126,7 @@ class Exercise:
     needs: tuple[str, ...] = ()  # other names of the student's that this object uses
     hints: tuple[str, ...] = ()  # a question, a direction, a shape or formula
     seconds: float = 10.0  # for one request, in the grader
+    on_files: Callable[[Exercise, Mapping[str, HandedIn]], Any] | None = None
     cases: list[CaseSpec] = field(default_factory=list)
     misconceptions: list[Misconception] = field(default_factory=list)
     replays: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # judge's
@@ -185,6 +199,7 @@ class Assignment:
     sections: dict[str, str]  # anchors on the page that messages point at, and their headings
     minutes: int = 60  # what the notebook takes a student, by its author's estimate
     modules: tuple[str, ...] = ()  # of rnn2gpt, what a submission may import while it is graded
+    files: Mapping[str, int] = field(default_factory=dict)  # beside the notebook: name, most bytes
     exercises: list[Exercise] = field(default_factory=list)
 
     def exercise(self, name: str, *, points: float, **more: Any) -> Exercise:
@@ -192,6 +207,25 @@ class Assignment:
         made = Exercise(name=name, points=points, assignment=self, **more)
         self.exercises.append(made)
         return made
+
+
+def files_beside(folder: Path, assignment: Assignment) -> dict[str, HandedIn]:
+    """The assignment's files that lie in a folder, none read further than it may be long."""
+    found = dict[str, HandedIn]()
+    for name, most in assignment.files.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size > most:
+            found[name] = HandedIn(problem=too_large(name, most))
+        else:
+            found[name] = HandedIn(path.read_bytes())
+    return found
+
+
+def too_large(name: str, most: int) -> str:
+    """Why a file was not read."""
+    return f"{name} is larger than the {most:,} bytes it may have, so it was not read."
 
 
 def seed_for(exercise: Exercise, case: CaseSpec, secret: bytes) -> int:

@@ -48,6 +48,7 @@ class ExerciseResult:
     misconception: str | None = None  # the mistake's name
     see: str = ""  # page#anchor
     cases: list[CaseResult] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)  # of files, what a ranking goes by
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,18 +33,18 @@ class Entry:
 
     parts: tuple[str, ...]  # the path within what was given
     time: float = 0.0  # seconds since 1970, of the last change
-    load: Callable[[], bytes] | None = None  # None for a folder
+    load: Callable[[int], bytes] | None = None  # no more than so many bytes; None for a folder
     problem: str = ""  # why it cannot be read
 
     @property
     def name(self) -> str:
         return self.parts[-1]
 
-    def read(self) -> bytes:
-        """The bytes, one more than allowed at most; raises `OSError` with a sentence."""
+    def read(self, most: int = MAX_BYTES) -> bytes:
+        """The bytes, one more than `most` at most; raises `OSError` with a sentence."""
         if self.problem or self.load is None:
             raise OSError(0, self.problem or "This is a folder.")
-        return self.load()
+        return self.load(most + 1)  # one too many is refused with a reason
 
 
 def entries_of(path: Path) -> list[Entry]:
@@ -111,14 +111,14 @@ def _file(path: Path, parts: tuple[str, ...]) -> Entry:
     return Entry(parts, status.st_mtime, functools.partial(_read_file, path), problem)
 
 
-def _read_file(path: Path) -> bytes:
-    """The bytes of an ordinary file, read through no link and no pipe."""
+def _read_file(path: Path, most: int) -> bytes:
+    """The first bytes of an ordinary file, read through no link and no pipe."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(0, "This is no ordinary file; it was not read.")
-        return file.read(MAX_BYTES + 1)  # one too many is refused with a reason
+        return file.read(most)
 
 
 def _members(source: Path | io.BytesIO, parts: tuple[str, ...], name: str) -> Iterator[Entry]:
@@ -171,10 +171,10 @@ def _time_of(member: zipfile.ZipInfo) -> float:
         return 0.0
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, never more than allowed, whatever its header says."""
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
+    """The first bytes of a member, never more than asked for, whatever its header says."""
     try:
         with archive.open(member) as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(most)
     except _BROKEN as error:
         raise OSError(0, f"{Path(member.filename).name} cannot be unpacked ({error}).") from None

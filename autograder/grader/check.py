@@ -62,9 +62,8 @@ def _checked(path: Path, assignment: str | None) -> tuple[Submission, dict[str, 
         if submission.data is None or submission.problem:
             raise CheckError(submission.problem)
         release = _release(submission.assignment, submission.notebook)
-        work = Work(
-            submission.notebook, submission.data, submission.suffix, release, "process", False
-        )
+        facts = (submission.notebook, submission.data, submission.suffix, release, "process", False)
+        work = Work(*facts, files=submission.files)
         result = run(work)
     except (IngestError, GraderError) as error:
         raise CheckError(str(error)) from error

@@ -34,6 +34,7 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
     chosen = {key: row[key] for key in KEYS}
     chosen["exercises"] = [
         {key: exercise[key] for key in EXERCISE_KEYS}
+        | {"measured": exercise.get("measured", {})}
         | {"cases": [{key: case[key] for key in CASE_KEYS} for case in exercise["cases"]]}
         for exercise in row["exercises"]
     ]
@@ -52,13 +53,25 @@ def export(rows: Sequence[dict[str, Any]], out: Path) -> None:
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     names = list(dict.fromkeys(e["name"] for row in rows for e in row["exercises"]))
-    writer.writerow([*COLUMNS, *names, "message", "notes"])
+    measured = list(dict.fromkeys(key for row in rows for key in _measured(row)))
+    writer.writerow([*COLUMNS, *names, *measured, "message", "notes"])
     for row in rows:
+        numbers = _measured(row)
         points = {e["name"]: e["points"] for e in row["exercises"]}
         values = [*(row[key] for key in COLUMNS), *(points.get(name, "") for name in names)]
+        values += [numbers.get(key, "") for key in measured]
         values += [row["message"], " ".join(row["notes"])]
         writer.writerow([harmless(value) for value in values])
     write_whole(out / "results.csv", "\ufeff" + stream.getvalue())
+
+
+def _measured(row: dict[str, Any]) -> dict[str, float]:
+    """What was measured of the files that came with the work, by column of the table."""
+    return {
+        f"{exercise['name']} {key}": value
+        for exercise in row["exercises"]
+        for key, value in exercise.get("measured", {}).items()
+    }
 
 
 def write_whole(path: Path, text: str) -> None:

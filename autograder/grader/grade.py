@@ -96,7 +96,7 @@ def _grade(
             kept[index] = old
         elif one.data is not None and one.assignment and not _is_withheld(one, level, plan):
             facts = (one.notebook, one.data, one.suffix, releases[one.assignment], level)
-            works[index] = Work(*facts, secret=plan.secret, only=only or ())
+            works[index] = Work(*facts, secret=plan.secret, only=only or (), files=one.files)
     results = _run(list(works.values()), plan, progress, cluster)
     rows = []
     for index, one in enumerate(submissions):

@@ -56,8 +56,8 @@ def grade_one(
     if found.data is None:
         result = refused(assignment, found.problem, level)
     else:
-        work = Work(found.notebook, found.data, found.suffix, release, level, secret=secret)
-        result = run(work)
+        facts = (found.notebook, found.data, found.suffix, release, level)
+        result = run(Work(*facts, secret=secret, files=found.files))
     about = {name: getattr(found, name) for name in ("student", "assignment", "notebook")}
     return about | result | {"notes": [*found.notes, *result["notes"]]}
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autograder.checks import CHAPTERS, load
-from autograder.engine.exercise import Assignment
+from autograder.engine.exercise import Assignment, HandedIn, files_beside, too_large
 from autograder.grader.archive import Entry, entries_of
 from autograder.grader.lms import METADATA, Person, read_metadata, recognize
 from autograder.grader.repair import Refused, repair
@@ -46,6 +46,7 @@ class Submission:
     notes: tuple[str, ...] = field(default=())
     submitted: str = ""  # when, in UTC
     person: dict[str, str] = field(default_factory=dict)  # what Canvas, Moodle or Gradescope knows
+    files: tuple[tuple[str, HandedIn], ...] = ()  # that the assignment asks for, by name
 
 
 @dataclass
@@ -93,6 +94,12 @@ def ingest(
             " notebooks, a zip archive from Canvas, Moodle or Gradescope, or nbgrader's"
             " submitted/<student>/<assignment>/ tree."
         )
+    if path.is_file() and path.suffix.lower() in SUFFIXES:  # one notebook, where it was written
+        found = [
+            replace(one, files=tuple(files_beside(path.parent, known[one.assignment]).items()))
+            for one in found
+            if one.assignment
+        ] or found
     return sorted(_like_the_class(found, known), key=lambda s: (s.student, s.assignment))
 
 
@@ -239,7 +246,28 @@ class _Student:
             tuple(notes),
             self._submitted(chosen),
             chosen.person.facts,
+            tuple(self._beside(chosen, task)),
         )
+
+    def _beside(self, chosen: _File, task: Assignment | None) -> Iterator[tuple[str, HandedIn]]:
+        """The files that the assignment asks for: those in the notebook's folder, else the latest.
+
+        No more of a file is read than it may be long.
+        """
+        for name, most in task.files.items() if task else ():
+            found = [file for file in self.all if file.name.lower() == name]
+            found = [file for file in found if self._task_by_path(file) in (None, task)]
+            if not found:
+                continue
+            here = chosen.entry.parts[:-1]
+            file = max(found, key=lambda file: (file.entry.parts[:-1] == here, file.time))
+            try:
+                data = file.entry.read(most)
+            except OSError as error:
+                yield name, HandedIn(problem=str(error.strerror or error))
+                continue
+            whole = len(data) <= most
+            yield name, HandedIn(data) if whole else HandedIn(problem=too_large(name, most))
 
     def _submitted(self, chosen: _File) -> str:
         """When it was handed in: by nbgrader's own note, else by system or time stamp."""

@@ -82,7 +82,29 @@ def _part(assignment: Assignment, rows: Sequence[dict[str, Any]]) -> dict[str, A
         "slowest": max(graded, key=lambda row: row["seconds"])["student"],
         "pairs": alike(graded)[:MAX_PAIRS],
         "not_compared": sum(not row["work"] for row in graded),
+        "leaderboard": _leaderboard(graded),
     }
+
+
+def _leaderboard(graded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Who handed in files that were measured, the least loss first; equal ones share a place."""
+    entries = [
+        {"student": row["student"]} | exercise["measured"]
+        for row in graded
+        for exercise in row["exercises"]
+        if exercise.get("measured")
+    ]
+    entries.sort(key=lambda one: (one["nats_per_character"], one["student"]))
+    losses = [one["nats_per_character"] for one in entries]
+    return [
+        one
+        | {
+            "place": losses.index(one["nats_per_character"]) + 1,
+            "bits": one["nats_per_character"] / math.log(2),
+            "twice": losses.count(one["nats_per_character"]) > 1,
+        }
+        for one in entries
+    ]
 
 
 def _item(name: str, graded: list[dict[str, Any]]) -> dict[str, Any]:

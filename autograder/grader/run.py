@@ -29,7 +29,7 @@ import torch
 import autograder
 from autograder.checks import CHAPTERS, load
 from autograder.engine.callers import charge, names_in
-from autograder.engine.exercise import Assignment, Exercise
+from autograder.engine.exercise import Assignment, Exercise, HandedIn
 from autograder.engine.handle import Ended
 from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.shortcuts import shortcuts_in
@@ -62,6 +62,7 @@ class Work:
     hidden: bool = True
     secret: bytes = b""
     only: tuple[str, ...] = ()  # exercises to judge; all where there is none
+    files: tuple[tuple[str, HandedIn], ...] = ()  # that came with the notebook, by name
 
     def key(self) -> str:
         """The same key, the same result."""
@@ -75,11 +76,16 @@ class Work:
             self.release or b"",
             self.data,
             fingerprint(self.notebook).encode(),
+            *(part for name, file in self.files for part in (name.encode(), *_bytes_of(file))),
         )
         digest = hashlib.sha256()
         for part in parts:
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
+
+
+def _bytes_of(file: HandedIn) -> tuple[bytes, bytes]:
+    return file.data or b"", file.problem.encode()
 
 
 @functools.cache
@@ -105,7 +111,7 @@ def run(work: Work) -> dict[str, Any]:
     try:
         repaired = repair(work.data, work.suffix, assignment, work.release)
     except Refused as refusal:
-        return _clean(refused(assignment, str(refusal), work.level))
+        return _clean(_files_alone(assignment, work, str(refusal)))
     attempt = Attempt(work.notebook, sandbox(work.level), repaired)
     with contextlib.closing(attempt):
         results = list[ExerciseResult]()
@@ -118,6 +124,17 @@ def run(work: Work) -> dict[str, Any]:
     result["seconds"] = round(time.monotonic() - start, 2)
     result["work"] = repaired.to_json()
     return _clean(result)
+
+
+def _files_alone(assignment: Assignment, work: Work, reason: str) -> dict[str, Any]:
+    """The result of a notebook that cannot be read, the files beside it judged all the same."""
+    result = refused(assignment, reason, work.level)
+    for place, exercise in enumerate(assignment.exercises):
+        if exercise.on_files is not None and work.files:
+            judged = exercise.on_files(exercise, dict(work.files)).to_json()
+            result["exercises"][place] = judged
+            result["score"] = round(result["score"] + judged["points"], 2)
+    return result
 
 
 def refused(assignment: Assignment | None, reason: str, level: str) -> dict[str, Any]:
@@ -159,6 +176,8 @@ def summary(exercises: list[dict[str, Any]]) -> str:
 def _judge(
     exercise: Exercise, attempt: Attempt, work: Work, earlier: list[ExerciseResult]
 ) -> ExerciseResult:
+    if exercise.on_files is not None:
+        return exercise.on_files(exercise, dict(work.files))
     source = source_behind(exercise.name, [cell.source for cell in attempt.cells])
     line = Line(attempt, exercise)
     result = judge(
