@@ -38,6 +38,7 @@ CONTENTS = (
     "autograder/grader/sandbox.py",
     "autograder/grader/seccomp.py",
     "course/__init__.py",
+    "course/assemble.py",
     "course/cli/*.py",
     "exercises/**/*.ipynb",
 )
