@@ -70,8 +70,12 @@ def expect_table(table: Any, right: dict[Pair, int]) -> None:
 
 
 def counted(words: Mapping[Any, int]) -> dict[Pair, int]:
-    """Every pair spelled out, as often as it stands in the text."""
-    return Counter(pair for word, n in words.items() for _ in range(n) for pair in pairwise(word))
+    """Every pair spelled out, and counted as often as its word stands in the text."""
+    table = Counter[Pair]()
+    for word, n in words.items():
+        for pair in pairwise(word):
+            table[pair] += n
+    return table
 
 
 def some_words(rng: Rng, n_words: int, n_ids: int = 5) -> dict[tuple[int, ...], int]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ast
 import codecs
+import functools
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from autograder.engine.exercise import Assignment
 
@@ -372,21 +373,36 @@ def _defined_in(source: str) -> set[str]:
 def source_behind(name: str, sources: list[str]) -> str:
     """The statements that `name` rests on, its own definition and whatever those use in turn."""
     binding: dict[str, list[int]] = {}  # name -> the numbers of the statements that bind it
-    statements: list[tuple[ast.stmt, str]] = []  # each with the source of its cell
+    statements: list[_Statement] = []
     for source in sources:
-        try:
-            body = ast.parse(source).body
-        except UNPARSABLE:
-            continue
-        for node in body:
-            for bound in _bound_by(node):
+        for statement in _statements(source):
+            for bound in statement.binds:
                 binding.setdefault(bound, []).append(len(statements))
-            statements.append((node, source))
+            statements.append(statement)
     names, taken = [name], set[int]()
     while names:
         for number in binding.pop(names.pop(), ()):
             taken.add(number)
-            parts = ast.walk(statements[number][0])
-            names += {part.id for part in parts if isinstance(part, ast.Name)}
-    chosen = [statements[number] for number in sorted(taken)]
-    return "\n".join(dict.fromkeys(_text(node) or source for node, source in chosen))
+            names += statements[number].reads
+    return "\n".join(dict.fromkeys(statements[number].text for number in sorted(taken)))
+
+
+class _Statement(NamedTuple):
+    """A top-level statement: the names it binds and mentions, and its source."""
+
+    binds: set[str]
+    reads: set[str]
+    text: str
+
+
+@functools.lru_cache(maxsize=64)  # each exercise of a submission looks at the same cells
+def _statements(source: str) -> list[_Statement]:
+    try:
+        body = ast.parse(source).body
+    except UNPARSABLE:
+        return []
+    return [_Statement(_bound_by(node), _mentioned(node), _text(node) or source) for node in body]
+
+
+def _mentioned(node: ast.stmt) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
