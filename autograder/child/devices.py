@@ -100,15 +100,14 @@ class _Everywhere(TorchDispatchMode):
 
 def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation, on the numbers; the result lies where it would on a machine with both."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in _leaves((args, *kwargs.values())) if _is_tensor(leaf)]
     there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
     if there and func not in _MEETING:
         _complain_about_strays(func, args, tensors)
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]).type == fake_device()
         kwargs = kwargs | {"device": torch.device("cpu")}
-    numbers = tree_map(_numbers, (args, kwargs))
-    result = _run(func, *numbers)
+    result = _run(func, _numbers(args), {name: _numbers(arg) for name, arg in kwargs.items()})
     if not there:
         return result
     if func is _PACK:
@@ -116,14 +115,16 @@ def _carry_out(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if torch.Tag.inplace_view in func.tags:
         with no_dispatch():  # the numbers have a new form; so must the tensor that stands for them
             func(*args, **kwargs)
-    known = {id(_numbers(tensor)): tensor for tensor in tensors}  # changed in place and returned
 
     def place(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf)
+        for tensor in tensors:
+            if _numbers(tensor) is leaf:  # changed in place and returned
+                return tensor
+        return Elsewhere(leaf)
 
-    return tree_map(place, result)
+    return place(result) if _is_tensor(result) else tree_map(place, result)
 
 
 def _complain_about_strays(func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> None:
@@ -135,8 +136,17 @@ def _complain_about_strays(func: Any, args: tuple[Any, ...], tensors: list[torch
             raise RuntimeError(f"{MIXED}, {NAME} and cpu! ({func})")
 
 
-def _numbers(leaf: Any) -> Any:
-    return leaf.held if isinstance(leaf, Elsewhere) else leaf
+def _numbers(value: Any) -> Any:
+    """The same arguments on the CPU; an operation takes tensors and lists of them."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_numbers(item) for item in value])
+    return value.held if isinstance(value, Elsewhere) else value
+
+
+def _leaves(value: Any) -> list[Any]:
+    if not isinstance(value, (tuple, list)):
+        return [value]
+    return [leaf for item in value for leaf in _leaves(item)]
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
