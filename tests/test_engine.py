@@ -398,7 +398,7 @@ def test_objects_that_claim_equality_are_refused():
 def test_peer_builds_only_the_packages_own_classes():
     handle = handle_on(f=len)
     with pytest.raises(StudentError, match="not a class that a check may build"):
-        handle.peer("os:getcwd")
+        handle.peer("os:getcwd").get("cwd")
 
 
 # --- expectations, seeds, the notebook ----------------------------------------------------------
@@ -522,3 +522,60 @@ def test_a_named_mistake_needs_no_other_reason():
     assert charge(named, {"double"}, earlier) is named
     right = ExerciseResult("quadruple", 1, 1, "right")
     assert charge(right, {"double"}, earlier) is right
+
+
+# --- trips between a check and an object --------------------------------------------------------
+
+
+class Counted(Local):
+    """A worker in this process; remembers what each trip carried."""
+
+    def __init__(self, namespace):
+        super().__init__(namespace)
+        self.trips = []
+
+    def send(self, requests, callbacks):
+        self.trips.append([request["op"] for request in requests])
+        return super().send(requests, callbacks)
+
+
+def test_what_tells_nothing_travels_with_the_next_question():
+    there = Counted({"f": nn.Linear})
+    module = Handle(Conversation(there), "f").hold(3, 2)
+    weights = Rng(0).like(module.shapes())
+    output = module.load(weights).eval()(torch.ones(1, 3).double())
+    expect(output).close_to(weights["weight"].sum(1)[None] + weights["bias"])
+    assert there.trips == [["call"], ["load", "mode", "call"]]
+
+
+def test_shapes_are_asked_again_once_something_was_said():
+    there = Counted({"f": nn.Linear})
+    module = Handle(Conversation(there), "f").hold(3, 2)
+    module.method("requires_grad_").hold(False)
+    assert module.shapes() == {"weight": (2, 3), "bias": (2,)}
+    assert there.trips == [["call"], ["call"], ["shapes"]]
+
+
+def test_what_fails_on_the_way_to_a_question_is_told_in_its_place():
+    conversation = Conversation(Local({"f": nn.Linear}))
+    module = Handle(conversation, "f").hold(3, 2).load({"weight": torch.ones(2, 3)})
+    with pytest.raises(StudentError, match="missing parameters"):
+        module(torch.ones(1, 3))
+    assert [step.verb for step in conversation.steps] == ["call", "load"]
+
+
+def test_a_case_that_ends_without_a_question_still_sends_what_waits():
+    exercise = Assignment("00-test", "test", "00_test", {}).exercise("made", points=1)
+
+    @exercise.case("takes weights")
+    def _(student, rng):
+        student.hold(3, 2).load({"weight": torch.ones(2, 3)})
+
+    assert "missing parameters" in verdict(exercise, nn.Linear).cases[0].message
+
+
+def test_a_cotangent_may_be_made_from_the_result():
+    pulled = handle_on(f=lambda x: 3 * x).vjp(
+        torch.ones(2), cotangent=lambda value: 2 * value, wrt=(0,)
+    )
+    assert torch.equal(pulled.inputs[0], torch.full((2,), 18.0))

@@ -33,6 +33,9 @@ DTYPES = {
 }  # fmt: skip
 
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
 class ProtocolError(ValueError):
     """A value that may not cross, or bytes that do not hold what they announce."""
 
@@ -88,11 +91,16 @@ def encode(value: Any) -> tuple[Any, list[bytes]]:
     return _encode(value, blobs, 0), blobs
 
 
+_PLAIN = (type(None), bool, int)
+
+
 def _encode(value: Any, blobs: list[bytes], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise ProtocolError(f"a value nested deeper than {MAX_DEPTH} levels cannot be checked")
-    if value is None or isinstance(value, bool):
+    if type(value) in _PLAIN:
         return value
+    if type(value) is torch.Tensor:
+        return _encode_tensor(value, blobs)
     if isinstance(value, str):
         if len(value) > MAX_HEAD:
             raise ProtocolError(f"a text of more than {MAX_HEAD >> 20} MB cannot be sent")
@@ -138,8 +146,9 @@ def _encode(value: Any, blobs: list[bytes], depth: int) -> Any:
 
 
 def _encode_tensor(tensor: torch.Tensor, blobs: list[bytes]) -> dict[str, Any]:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    name = _NAMES.get(tensor.dtype)
+    if name is None:
+        name = str(tensor.dtype).removeprefix("torch.")
         raise ProtocolError(f"a tensor of dtype {name} cannot be checked")
     if tensor.layout is not torch.strided:
         raise ProtocolError(f"a tensor of layout {tensor.layout} cannot be checked")
@@ -147,8 +156,9 @@ def _encode_tensor(tensor: torch.Tensor, blobs: list[bytes]) -> dict[str, Any]:
     spec: dict[str, Any] = {"$": "tensor", "dtype": name, "shape": list(data.shape)}
     if not data.is_contiguous() and data.numel() > 0 and 0 not in data.stride():
         spec["strides"] = list(data.stride())
-    flat = data.contiguous().reshape(-1)  # (n,)
-    blobs.append(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    if data.dtype is torch.bfloat16:  # NumPy has none; its bits are those of an integer
+        data = data.view(torch.int16)
+    blobs.append(data.numpy().tobytes())  # in the order of the indices, whatever the strides
     spec["blob"] = len(blobs) - 1
     return spec
 
@@ -225,26 +235,36 @@ def _decode_tensor(
         raise ProtocolError("a tensor whose bytes do not fit its shape")
     if not blob:
         return torch.empty(shape, dtype=dtype)
-    tensor = torch.frombuffer(bytearray(blob), dtype=torch.uint8).view(dtype).reshape(shape)
+    tensor = torch.frombuffer(bytearray(blob), dtype=dtype).reshape(shape)
     if keep_strides and "strides" in spec:
         strided = torch.empty_strided(shape, spec["strides"], dtype=dtype)
         return strided.copy_(tensor)
     return tensor
 
 
-def write_message(stream: IO[bytes], value: Any) -> None:
-    """Send one value."""
+def as_message(value: Any) -> bytes:
+    """One value as it travels."""
     tree, blobs = encode(value)
     head = json.dumps([tree, [len(blob) for blob in blobs]]).encode()
     body = b"".join(blobs)
     if len(head) > MAX_HEAD or len(head) + len(body) > MAX_BYTES:
         raise ProtocolError(f"a message of more than {MAX_BYTES >> 20} MB cannot be sent")
-    stream.write(_HEADER.pack(len(head), len(body)) + head + body)
+    return _HEADER.pack(len(head), len(body)) + head + body
+
+
+def write_message(stream: IO[bytes], value: Any) -> None:
+    """Send one value."""
+    stream.write(as_message(value))
     stream.flush()
 
 
 def read_message(read: Callable[[int], bytes], resolve: Callable[[Any], Any] | None = None) -> Any:
     """Receive one value; `read(n)` returns exactly n bytes or raises `ConnectionClosed`."""
+    return decode(*read_encoded(read), resolve)
+
+
+def read_encoded(read: Callable[[int], bytes]) -> tuple[Any, list[bytes]]:
+    """Receive one value as `encode` gave it."""
     head_size, body_size = _HEADER.unpack(read(_HEADER.size))
     if head_size > MAX_HEAD or head_size + body_size > MAX_BYTES:
         raise ProtocolError(f"a message of more than {MAX_BYTES >> 20} MB is refused")
@@ -261,4 +281,4 @@ def read_message(read: Callable[[int], bytes], resolve: Callable[[Any], Any] | N
     for size in sizes:
         blobs.append(body[start : start + size])
         start += size
-    return decode(tree, blobs, resolve)
+    return tree, blobs

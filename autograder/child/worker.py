@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autograder.child import stand_ins  # in the sandbox, nothing of ours can be imported later
 from autograder.child.devices import run_on_fake_device
-from autograder.child.protocol import Callback, Items, Parameter, ProtocolError, Ref, Seed
+from autograder.child.protocol import Callback, Items, Parameter, ProtocolError, Ref, Seed, decode
 
 # Whose classes a check may build beside the student's: the package's, and stand-ins for some.
 PEERS = ("rnn2gpt.", stand_ins.__name__)
@@ -49,8 +49,10 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self.names:
             self.used.add(name)
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result) if self.sizes else ():
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if not self.sizes:
+            return result
+        for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 held = (
                     leaf.untyped_storage().nbytes() // leaf.itemsize
@@ -91,6 +93,22 @@ class Worker:
         before = live.grad if isinstance(live, torch.nn.Parameter) else marker
         self.origins.append((before, live))
         return live
+
+    def answer_all(self, requests: list[Any], blobs: list[bytes]) -> list[dict[str, Any]]:
+        """The replies to encoded requests, in order, up to the first that fails.
+
+        Each is decoded when its turn comes, since it may name what the one before it made.
+        """
+        replies = list[dict[str, Any]]()
+        for request in requests:
+            try:
+                reply = self.answer(decode(request, blobs, self.resolve))
+            except ProtocolError as error:
+                reply = {"error": describe(error)}
+            replies.append(reply)
+            if "error" in reply:
+                break
+        return replies
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one request. What the student's code raises becomes part of the reply."""
@@ -133,7 +151,8 @@ class Worker:
         if wrt is not None:
             args, kwargs = _differentiable(args, kwargs, wrt)
         value, around = None, contextlib.nullcontext() if inside is None else inside
-        with around, Watch(watch or [], sizes) as watching:  # `around` may swallow an error
+        names = [] if isinstance(function, type) else watch or []  # what is built computes later
+        with around, Watch(names, sizes) as watching:  # `around` may swallow an error
             value = function(*args, **kwargs)
         reply: dict[str, Any] = {"used": sorted(watching.used), "largest": watching.largest}
         if wrt is not None:
@@ -141,6 +160,8 @@ class Worker:
             owner = target if isinstance(target, torch.nn.Module) else None
             reply |= _pull_back(value, cotangent, inputs, owner)
         reply["value"] = self._keep(value) if keep else _outgoing(value)
+        if keep and isinstance(value, torch.nn.Module):
+            reply["shapes"] = _shapes(value)
         if after:
             reply["after"] = self._view((tuple(args), kwargs))
         return reply
@@ -179,7 +200,7 @@ class Worker:
         return {"value": {name: p.detach() for name, p in target.named_parameters()}}
 
     def _op_shapes(self, target: torch.nn.Module) -> dict[str, Any]:
-        return {"value": {name: tuple(p.shape) for name, p in target.named_parameters()}}
+        return {"value": _shapes(target)}
 
     def _op_gradients(self, target: torch.nn.Module) -> dict[str, Any]:
         return {"value": {name: p.grad for name, p in target.named_parameters()}}
@@ -189,8 +210,15 @@ class Worker:
 
     def _op_load(self, target: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
         dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-        if len(dtypes) == 1:
+        here = [*target.parameters(), *target.buffers()]
+        if len(dtypes) == 1 and {x.dtype for x in here if x.is_floating_point()} != dtypes:
             target.to(dtypes.pop())
+        named = dict(target.named_parameters())
+        if _fit(named, weights):
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(weights[name])
+            return {"value": None}
         # Buffers keep their values, and tied weights go by one of their names.
         unknown = target.load_state_dict(weights, strict=False).unexpected_keys
         missing = {name for name, _ in target.named_parameters()} - weights.keys()
@@ -225,6 +253,17 @@ class Worker:
         return {"value": None}
 
 
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+def _fit(named: dict[str, torch.nn.Parameter], weights: dict[str, Any]) -> bool:
+    """Whether there is a weight for each parameter, of its shape, and no other."""
+    if named.keys() != weights.keys():
+        return False
+    return all(parameter.shape == weights[name].shape for name, parameter in named.items())
+
+
 def _live_parameter(marker: Parameter) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(marker.data)
     parameter.grad = marker.grad
@@ -250,6 +289,8 @@ def _pull_back(
     value: Any, cotangent: Any, inputs: list[Any], owner: torch.nn.Module | None
 ) -> dict[str, Any]:
     """Gradients of <cotangent, value> for the inputs and the owner's parameters."""
+    if callable(cotangent):  # the check makes it from the value
+        cotangent = cotangent(_outgoing(value))
     outputs, vectors = [], []
     for output, vector in zip(tree_leaves(value), tree_leaves(cotangent), strict=True):
         if vector is not None:

@@ -4,6 +4,9 @@ A check never touches the object. It asks a handle to call it, build it, load we
 differentiate it; the handle turns each wish into one request to a `Worker`. In a notebook the
 worker sits in the same process (`Local`); in the grader it sits in a sandboxed child and the
 requests travel over a pipe. The check cannot tell the difference, and neither can a verdict.
+
+A trip over the pipe costs more than most requests. So what has nothing to tell (loading weights,
+changing the mode, building one of ours) waits and travels with the next question, in order.
 """
 
 from __future__ import annotations
@@ -55,9 +58,11 @@ class After(NamedTuple):
 
 
 class Transport(Protocol):
-    """Carries one request to a worker and its reply back."""
+    """Carries requests to a worker and brings a reply to each, up to the first that fails."""
 
-    def send(self, request: dict[str, Any], callbacks: Mapping[int, Callable[..., Any]]) -> Any: ...
+    def send(
+        self, requests: list[dict[str, Any]], callbacks: Mapping[int, Callable[..., Any]]
+    ) -> Any: ...
 
 
 class Local:
@@ -67,13 +72,16 @@ class Local:
         self.callbacks: Mapping[int, Callable[..., Any]] = {}
         self.worker = Worker(namespace, self._call_back)
 
-    def send(self, request: dict[str, Any], callbacks: Mapping[int, Callable[..., Any]]) -> Any:
+    def send(
+        self, requests: list[dict[str, Any]], callbacks: Mapping[int, Callable[..., Any]]
+    ) -> Any:
         self.callbacks = callbacks
-        reply = self.worker.answer(decode(*encode(request), self.worker.resolve))
+        replies = self.worker.answer_all(*encode(requests))
         try:
-            return decode(*encode(reply))
-        except ProtocolError as error:
-            return {"error": {"kinds": ["ProtocolError"], "message": str(error), "line": ""}}
+            return decode(*encode(replies))
+        except ProtocolError as error:  # of the last, since only questions have values to tell
+            told = {"error": {"kinds": ["ProtocolError"], "message": str(error), "line": ""}}
+            return [*replies[:-1], told]
 
     def _call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.callbacks[number](*args, **kwargs)
@@ -96,10 +104,45 @@ class Conversation:
         self.steps: list[Step] = []
         self.used: set[str] = set()  # forbidden functions that were seen at work
         self.callbacks: dict[int, Callable[..., Any]] = {}
+        self.kept = 0  # objects that the worker was told to keep; it numbers them in order
+        self.said = 0  # requests; where none was added, nothing can have changed over there
+        self._waiting: list[tuple[str, bool, dict[str, Any]]] = []
 
     def ask(self, verb: str, quiet: bool = False, **request: Any) -> dict[str, Any]:
-        """Send a request; `quiet` requests leave no step behind."""
-        reply = self.transport.send({"op": verb, **request}, self.callbacks)
+        """Send a request, after those that wait; `quiet` requests leave no step behind."""
+        self.later(verb, quiet, **request)
+        return self._send()
+
+    def later(self, verb: str, quiet: bool = False, **request: Any) -> None:
+        """A request whose reply says nothing: it goes with the next question."""
+        self.said += 1
+        self._waiting.append((verb, quiet, request))
+
+    def settle(self) -> None:
+        """Send what still waits."""
+        if self._waiting:
+            self._send()
+
+    def keep(self) -> Ref:
+        """The name of the next object that the worker keeps."""
+        self.kept += 1
+        return Ref(self.kept - 1)
+
+    def _send(self) -> dict[str, Any]:
+        waiting, self._waiting = self._waiting, []
+        requests = [{"op": verb, **request} for verb, _, request in waiting]
+        replies = self.transport.send(requests, self.callbacks)
+        replies = replies if isinstance(replies, list) else [replies]
+        for (verb, quiet, _), reply in zip(waiting, replies, strict=False):
+            self._note(verb, quiet, reply)
+        if len(replies) != len(waiting):
+            raise StudentError(["ProtocolError"], "the reply is not in the protocol's form")
+        reply = replies[-1]
+        assert isinstance(reply, dict)
+        return reply
+
+    def _note(self, verb: str, quiet: bool, reply: Any) -> None:
+        """Keep what a reply told as a step, or raise what went wrong."""
         if not isinstance(reply, dict):
             raise StudentError(["ProtocolError"], "the reply is not in the protocol's form")
         if "error" in reply:
@@ -112,7 +155,6 @@ class Conversation:
         if not quiet:
             known = ("value", "after", "input_gradients", "parameter_gradients")
             self.steps.append(Step(verb, {key: reply[key] for key in known if key in reply}))
-        return reply
 
 
 def _student_error(fields: Any) -> StudentError:
@@ -128,6 +170,7 @@ class Handle:
 
     def __init__(self, conversation: Conversation, target: str | Ref, method: str | None = None):
         self._conversation, self._target, self._method = conversation, target, method
+        self._shapes: tuple[int, Any] = -1, None  # of a module just built, and when that was
 
     def _wire(self, value: Any) -> Any:
         """Handles become references and functions become callbacks on their way out."""
@@ -160,10 +203,12 @@ class Handle:
 
     def hold(self, *args: Any, **kwargs: Any) -> Handle:
         """Call the object, or build the class, and return a handle on the result."""
-        ref = self._call(args, kwargs, keep=True)["value"]
-        if not isinstance(ref, Ref):
+        reply = self._call(args, kwargs, keep=True)
+        if reply["value"] != self._conversation.keep():
             raise StudentError(["ProtocolError"], "the reply is not in the protocol's form")
-        return Handle(self._conversation, ref)
+        made = Handle(self._conversation, reply["value"])
+        made._shapes = self._conversation.said, reply.get("shapes")
+        return made
 
     def after(self, *args: Any, **kwargs: Any) -> After:
         """Call the object and look at its arguments afterwards."""
@@ -190,10 +235,11 @@ class Handle:
     ) -> Pullback:
         """Call the object and pull `cotangent` (shaped like the result) back.
 
+        `cotangent` may be a function that makes it from the result: a loss's gradient, say.
         `wrt` names the arguments, by position or keyword, whose gradients are wanted. For a
         module the gradients of all its parameters come too.
         """
-        reply = self._call(args, kwargs, wrt=list(wrt), cotangent=cotangent)
+        reply = self._call(args, kwargs, wrt=list(wrt), cotangent=self._wire(cotangent))
         return Pullback(
             reply["value"], tuple(reply["input_gradients"]), reply["parameter_gradients"]
         )
@@ -212,7 +258,11 @@ class Handle:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a module's parameters by name."""
-        found = self._conversation.ask("shapes", target=self._target)["value"]
+        said, found = self._shapes
+        if found is None or said != self._conversation.said:
+            found = self._conversation.ask("shapes", target=self._target)["value"]
+        else:
+            self._conversation.steps.append(Step("shapes", {"value": found}))
         return {str(name): tuple(shape) for name, shape in found.items()}
 
     def gradients(self) -> dict[str, torch.Tensor | None]:
@@ -225,12 +275,13 @@ class Handle:
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> Handle:
         """Copy weights into a module (and make it theirs in dtype); returns the handle."""
-        self._conversation.ask("load", target=self._target, weights=dict(weights))
+        copies = {name: weight.clone() for name, weight in weights.items()}
+        self._conversation.later("load", target=self._target, weights=copies)
         return self
 
     def train(self, on: bool = True) -> Handle:
         """Put a module in training mode; returns the handle."""
-        self._conversation.ask("mode", target=self._target, train=on)
+        self._conversation.later("mode", target=self._target, train=on)
         return self
 
     def eval(self) -> Handle:
@@ -239,15 +290,15 @@ class Handle:
 
     def keep(self, value: Any) -> Handle:
         """Send a value once and hold it there, a random generator for two calls, say."""
-        reply = self._conversation.ask("keep", quiet=True, value=self._wire(value))
-        return Handle(self._conversation, reply["value"])
+        self._conversation.later("keep", quiet=True, value=self._wire(value))
+        return Handle(self._conversation, self._conversation.keep())
 
     def peer(self, name: str, *args: Any, **kwargs: Any) -> Handle:
         """Build one of the package's own classes beside the student's: `"rnn2gpt.rnn:CharRNN"`."""
-        reply = self._conversation.ask(
+        self._conversation.later(
             "peer", quiet=True, name=name, args=self._wire(args), kwargs=self._wire(kwargs)
         )
-        return Handle(self._conversation, reply["value"])
+        return Handle(self._conversation, self._conversation.keep())
 
     def on_fake_device(
         self,

@@ -118,6 +118,7 @@ def _run(
     run = _Run(spec, False, "", conversation.steps)
     try:
         spec.run(handle, Rng(seed_for(exercise, spec, secret)))
+        conversation.settle()
         run.passed = True
     except Mismatch as mismatch:
         run.message, run.mistake = str(mismatch), mismatch.mistake

@@ -227,11 +227,11 @@ class Attempt:
     def ask(
         self,
         channel: Channel,
-        request: dict[str, Any],
+        request: dict[str, Any] | list[dict[str, Any]],
         seconds: float,
         callbacks: Mapping[int, Callable[..., Any]] | None = None,
-    ) -> dict[str, Any]:
-        """A reply, its time counted; what a busy machine adds to a deadline is not."""
+    ) -> Any:
+        """What comes back, its time counted; what a busy machine adds to a deadline is not."""
         start = time.monotonic()
         try:
             return channel.ask(request, seconds, callbacks)
@@ -327,14 +327,16 @@ class Line:
         self.attempt, self.seconds = attempt, exercise.seconds
         self.left = EXERCISE_ROUNDS * exercise.seconds
         self.ends: list[Ended] = []
+        self._new = True  # a case begins
 
     def connect(self) -> Line:
-        """For one case: objects that earlier cases kept are forgotten."""
-        with contextlib.suppress(Ended):
-            self.send({"op": "forget"}, {})
+        """For one case: objects that earlier cases kept are forgotten with its first question."""
+        self._new = True
         return self
 
-    def send(self, request: dict[str, Any], callbacks: Mapping[int, Callable[..., Any]]) -> Any:
+    def send(
+        self, requests: list[dict[str, Any]], callbacks: Mapping[int, Callable[..., Any]]
+    ) -> Any:
         if self.ends and isinstance(self.ends[-1], Hung):
             raise Ended(f"was not tried again, since it {self.ends[-1]}")
         if len(self.ends) >= MAX_ENDS:
@@ -345,7 +347,11 @@ class Line:
             raise Ended(f"took more than {EXERCISE_ROUNDS * self.seconds:g} s in all")
         channel, before = self.attempt.channel(), self.attempt.spent
         try:
-            return self.attempt.ask(channel, request, self.seconds, callbacks)
+            if not self._new:
+                return self.attempt.ask(channel, requests, self.seconds, callbacks)
+            self._new = False
+            forget = {"op": "forget"}
+            return self.attempt.ask(channel, [forget, *requests], self.seconds, callbacks)[1:]
         except Ended as end:
             self.ends.append(end)
             raise
