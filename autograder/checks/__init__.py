@@ -22,6 +22,7 @@ CHAPTERS = (
     "bert",
     "looking_inside",
     "reading_critically",
+    "capstone",
 )
 
 
