@@ -1,6 +1,6 @@
 """Chapter 15's studies: what is inside the course's small GPT, and what its numbers say of it.
 
-    python benchmarks/looking_inside.py                   # all of them, some ten minutes
+    python benchmarks/looking_inside.py                   # all of them, some five minutes
     python benchmarks/looking_inside.py --part induction  # one, the others' results stay
 
 writes book/_data/looking_inside.json and the model book/_data/models/induction. The file holds, by
