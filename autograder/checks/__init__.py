@@ -20,6 +20,7 @@ CHAPTERS = (
     "pretraining",
     "generation",
     "bert",
+    "classification",
     "looking_inside",
     "reading_critically",
     "capstone",
