@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import time
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from click.testing import CliRunner
 
 from autograder.engine.handle import Ended
 from autograder.grader import cgroups, containers, doctor, seccomp
+from autograder.grader import channel as channel_module
 from autograder.grader import run as run_module
 from autograder.grader import sandbox as sandbox_module
 from autograder.grader.channel import Channel
@@ -326,6 +328,13 @@ def test_a_child_that_answers_nonsense_ends_its_own_connection():
 
 
 @pytest.mark.slow
+def test_where_pipes_cannot_be_polled_a_thread_carries_the_messages(monkeypatch):
+    monkeypatch.setattr(channel_module, "select", types.SimpleNamespace())
+    assert inside("def probe(): return 3") == 3
+    with pytest.raises(Ended, match="ended the Python process"):
+        inside("import os\ndef probe(): os._exit(0)")
+
+
 def test_without_a_sandbox_limits_still_hold():
     made = s.with_cell(s.solved(), "while True: pass")
     result = s.result_of(made, level="process")
