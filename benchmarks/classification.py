@@ -2,9 +2,9 @@
 
     python benchmarks/classification.py    # writes book/_data/classification.json
 
-Some 14 minutes of processor time on one core of a 2.5 GHz AMD EPYC. `--part NAME` measures one part
+Some 17 minutes of processor time on one core of a busy AMD EPYC. `--part NAME` measures one part
 anew and leaves the others as they are stored; `curve` and `methods` start from the model that
-`further` keeps in `--keep`. The last run of `methods` also writes the classifier that the page
+`further` keeps in `--keep`. The run of `methods` with all weights also writes the classifier that the page
 asks, `book/_data/models/film-classifier`.
 
     words     majority and TF-IDF with logistic regression, English and Chinese; and what the
