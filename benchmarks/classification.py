@@ -4,8 +4,8 @@
 
 Some 17 minutes of processor time on one core of a busy AMD EPYC. `--part NAME` measures one part
 anew and leaves the others as they are stored; `curve` and `methods` start from the model that
-`further` keeps in `--keep`. The run of `methods` with all weights also writes the classifier that the page
-asks, `book/_data/models/film-classifier`.
+`further` keeps in `--keep`. The run of `methods` with all weights also writes the classifier that
+the page asks, `book/_data/models/film-classifier`.
 
     words     majority and TF-IDF with logistic regression, English and Chinese; and what the
               Chinese texts' doubles do to a test that is split before they are taken out
