@@ -309,12 +309,13 @@ if ready(checks.build_labels, checks.collate, checks.exact_match, checks.dpo_los
 # chosen answers become likelier, or only the rejected ones less likely?
 #
 # ### BEGIN SOLUTION
-# A full answer gives the measured numbers of at least two settings. The loss sees only β times the
-# margin: with a small β the margin has to grow far before σ settles, so the policy drifts far from
-# the reference; with a large β a small margin is enough and the gradient fades early. Nothing in
-# the loss asks that the chosen answers become likelier in themselves: the margin also grows when
-# both fall and the rejected ones fall faster, and for long pairs that is what one sees. Full
-# points ask for the numbers and for this last observation, either way, in the student's own run.
+# A full answer gives the measured numbers of at least two settings. In theory a small β lets the
+# policy go far, because the margin has to grow until β times it settles σ, and a large β stops it
+# early. In so few steps with AdamW, which divides a gradient by its size, β may change little: a
+# student who finds that and says why has understood more than one who reports what was expected.
+# Nothing in the loss asks that the chosen answers become likelier in themselves: the margin also
+# grows when both fall and the rejected ones fall faster. Full points ask for the numbers and for
+# this last observation, either way, in the student's own run.
 # ### END SOLUTION
 
 # %%

@@ -21,6 +21,7 @@ CHAPTERS = (
     "generation",
     "bert",
     "classification",
+    "instruction_tuning",
     "looking_inside",
     "reading_critically",
     "capstone",
