@@ -31,8 +31,8 @@ def pool_last_token(
     tensor([[2.]])
     """
     places = torch.arange(hidden.shape[1], device=hidden.device)  # (T,)
-    last = (places * attention_mask).amax(dim=1)  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    last = torch.where(attention_mask, places, 0).argmax(dim=1, keepdim=True)  # (B, 1)
+    return hidden.take_along_dim(last[..., None], dim=1).squeeze(1)  # (B, 1, D) -> (B, D)
 
 
 def left_align(

@@ -43,8 +43,8 @@ def build_labels(
     Both lists have one length; a label stands at its own token's place, and the loss shifts. The
     response's last id is the end of the answer: without a label there, no model learns to stop.
     """
-    ids = [*prompt_ids, *response_ids]
-    return ids, [ignore_index] * len(prompt_ids) + list(response_ids)
+    unasked = [ignore_index for _ in prompt_ids]
+    return [*prompt_ids, *response_ids], [*unasked, *response_ids]
 
 
 def collate(

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class LoRALinear(nn.Module):
@@ -34,8 +35,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """The base's output and the detour's; once merged, the base does both."""
-        y = self.base(x)
-        return y if self.merged else y + self.scale * (x @ self.A.T @ self.B.T)
+        if self.merged:
+            return self.base(x)
+        narrow = functional.linear(x, self.A)  # (..., rank)
+        return self.base(x) + self.scale * functional.linear(narrow, self.B)
 
     def merge(self) -> None:
         """Add the detour into the base's weight, once: then the layer costs what it did before."""
