@@ -157,6 +157,14 @@ def test_versions_agree(root):
     assert project["version"] == citation["version"] == rnn2gpt.__version__
 
 
+def test_the_package_lists_its_modules(root):
+    import rnn2gpt
+
+    listed = re.findall(r"^\| `(\w+)`", rnn2gpt.__doc__, re.M)
+    there = [path.stem for path in (root / "rnn2gpt").glob("*.py") if path.stem != "__init__"]
+    assert sorted(listed) == sorted(there)
+
+
 def test_nothing_names_a_machine(root):
     """No absolute path of somebody's machine in what is committed."""
     suspicious = re.compile(r"(?<![\w.:/])/(?:home|root|work|Users)/\w")
