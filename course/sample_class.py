@@ -170,8 +170,8 @@ def mistaken(assignment: Assignment, exercise: str, mistake: str) -> str:
 
 def _declares(decorator: ast.expr) -> bool:
     """Whether a decorator is one of the catalogue: `@exercise.misconception(...)`, or a module's
-    own short form of it, `@_mistake(...)`."""
+    own short form of it, `@_mistake(...)`. A bare `@_variant` makes the function what it is."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
     if isinstance(called, ast.Name):
-        return called.id.startswith("_")
+        return called is not decorator and called.id.startswith("_")
     return isinstance(called, ast.Attribute) and called.attr in ("misconception", "case")
