@@ -201,10 +201,11 @@ def play(browser: Any, name: str) -> dict[str, Any]:
     act: dict[str, Callable[[], Any]] = {
         "range": lambda: press(Keys.ARROW_LEFT, Keys.ARROW_RIGHT),
         "number": lambda: press("3"),
-        "text": lambda: press("a"),
-        "textarea": lambda: press("a"),
+        # Used and put back, but for a bet: else controls come and go behind the keyboard.
+        "text": lambda: press("a", Keys.BACKSPACE),
+        "textarea": lambda: press("a", Keys.BACKSPACE),
         "checkbox": lambda: press(Keys.SPACE, Keys.SPACE),
-        "select": lambda: press(Keys.ARROW_DOWN),
+        "select": lambda: press(Keys.ARROW_DOWN, *() if on["bet"] else (Keys.ARROW_UP,)),
         "button": lambda: press(Keys.ENTER),
     }
 
