@@ -604,6 +604,19 @@ class WithBiases(Additive):
 
 
 @AdditiveAttention.misconception(
+    did="v has a bias; here it has none.",
+    causes="Added to every score alike, it cancels in the softmax: a weight that nothing can train,"
+    " and weights from a model without it do not load.",
+    see="looking-back",
+    name="bias_in_v",
+)
+class BiasInV(Additive):
+    def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:
+        super().__init__(d_query, d_key, d_hidden)
+        self.v = nn.Linear(d_hidden, 1)
+
+
+@AdditiveAttention.misconception(
     did="You divide the scores by the square root of the width.",
     causes="That belongs to dot products, in the next chapter. Here v can have any length, so it"
     " only makes every softmax flatter than the weights were trained for.",

@@ -665,6 +665,18 @@ _not_this_training(
     ],
 )
 _not_this_training(
+    "empty_pattern",
+    "Without special tokens your pattern is empty, and an empty pattern cuts everywhere.",
+    "Each character is a word of its own, so hardly a pair is ever counted. Cut at special tokens"
+    " only if there are any.",
+    "learning-merges",
+    chunks=lambda text, special: [
+        chunk
+        for part in regex.split("|".join(map(regex.escape, special)), text)
+        for chunk in PATTERN.findall(part)
+    ],
+)
+_not_this_training(
     "specials_as_text",
     "You learn from special tokens as if they were words.",
     "<|end|> stands after every document, so merges are spent on pieces of it that no text needs.",
@@ -1093,6 +1105,17 @@ class shortest_special(_Tokenizer):
 class specials_not_escaped(_Tokenizer):
     def parts(self, text: str) -> list[str]:
         return regex.split(f"({'|'.join(self.specials)})", text) if self.specials else [text]
+
+
+@BPETokenizer.misconception(
+    did="Without special tokens your pattern is empty, and an empty pattern cuts everywhere.",
+    causes="Each character is a part of its own, so no merge over two of them is ever made. Cut at"
+    " special tokens only if there are any.",
+    see="encoding",
+)
+class empty_pattern(_Tokenizer):
+    def parts(self, text: str) -> list[str]:
+        return regex.split(f"({'|'.join(map(regex.escape, self.specials))})", text)
 
 
 @BPETokenizer.misconception(

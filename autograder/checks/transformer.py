@@ -1570,6 +1570,19 @@ class MemoryNormalized(Decoder):
 
 @_mistake(
     DecoderBlock,
+    "memory_normalized_before",
+    "With norm_first, norm_2 is applied to memory as well as to x.",
+    "norm_2 belongs to the stream that asks. Memory left the encoder through a norm of its own, and"
+    " normalized twice it is not what any checkpoint was trained on.",
+    "the-decoder",
+)
+class MemoryNormalizedBefore(Decoder):
+    def read(self, y: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        return super().read(y, self.norm(2, memory) if self.norm_first else memory, mask)
+
+
+@_mistake(
+    DecoderBlock,
     "cross_before_self",
     "Your cross-attention stands before the self-attention.",
     "Each position then looks into the source before it knows which words were already written.",
