@@ -939,7 +939,7 @@ def expect_dropout(student: Handle, rng: Rng, layers: tuple[str, ...], *inputs: 
             fail(
                 f"in training with dropout=0.5, the {layer} layer's output is added with"
                 f" {100 * share:.0f} % of its entries dropped.",
-                "no_dropout",
+                None if share else "no_dropout",
             )
         expect(share.item(), f"the share that is dropped of what {layer} adds").holds(
             share < 0.8, f"expected about half, got {share:.2f}."
