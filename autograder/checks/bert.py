@@ -721,7 +721,8 @@ def _(student: Handle, rng: Rng) -> None:
     sizes = SMALL | {"vocab_size": 101, "d_model": 48}
     module, ids, others = student.hold(config(student, sizes)), *rng.integers(0, 101, 2, 4, 7)
     loss = F.cross_entropy(module.eval()(ids).flatten(0, 1), others.flatten()).item()
-    if not abs(loss - math.log(101)) < 0.5:
+    # A right start is 0.15 above ln V, give or take 0.1; tables of N(0, 1) are off by ten and more.
+    if not abs(loss - math.log(101)) < 1.5:
         fail(f"the first loss is {loss:.1f}; ln 101 is 4.6.", "unit_tables")
     weights = module.parameters()
     for group, ends in (("the token table", TABLES), ("W_2", ("W_2.weight",))):
