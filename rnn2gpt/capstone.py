@@ -129,17 +129,22 @@ def train_steps(
     mode and is left in evaluation mode.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=DECAY)
-    losses = []
     model.train()
-    for ids, targets in batches:
-        _, loss = model(ids, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+    losses = [_step(model, optimizer, *batch) for batch in batches]
     model.eval()
     return losses
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor, targets: Tensor
+) -> float:
+    """One update; the loss before it."""
+    loss = model(ids, targets)[1]
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
 
 
 # --- a package of parts at work -----------------------------------------------------------------
