@@ -6,10 +6,10 @@
 In each round the same class, half of it solved, goes through `rnn2gpt grade` at one worker
 (hardened, with gradebook, feedback and report), stock `nbgrader autograde`, and `otter run`, one
 after another. Ours is measured on a class and on one with 64 more: the difference is what a
-submission costs once worker and sandbox stand. Times are seconds of a processor, children included,
-and seconds on the wall; on a busy machine only the former compare. `--otter` names a Python that
-has otter-grader, where its pins do not go together with ours. What cannot run here is left out and
-named.
+submission costs once worker and sandbox stand. Times are seconds on the wall, which compare on a
+quiet machine, and seconds of a processor; of ours the latter miss what died with its sandbox.
+`--otter` names a Python that has otter-grader, where its pins do not go together with ours. What
+cannot run here is left out and named.
 
 `--crash N` grades N submissions, kills the grader with SIGKILL in the middle, and grades again.
 """
@@ -284,12 +284,12 @@ def compare(students: int, rounds: int, otter: str) -> dict[str, Any]:
 
 
 def _ratios(found: dict[str, Any]) -> dict[str, Any]:
-    """How many times our warm processor time another grader takes: median, least, most."""
-    mine = [round_["warm"]["processor"] for round_ in found["ours"]]
+    """How many times our warm time on the wall another grader takes: median, least, most."""
+    mine = [round_["warm"]["wall"] for round_ in found["ours"]]
     ratios = {}
     for name in ("nbgrader", "otter"):
         if isinstance(found[name], list):
-            each = [cost["processor"] / own for cost, own in zip(found[name], mine, strict=True)]
+            each = [cost["wall"] / own for cost, own in zip(found[name], mine, strict=True)]
             ratios[name] = [round(f(each), 1) for f in (statistics.median, min, max)]
     return ratios
 

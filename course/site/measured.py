@@ -120,15 +120,15 @@ def _chapters(result: dict[str, dict[str, float]]) -> str:
 
 def _compare(result: dict[str, Any]) -> str:
     rounds, ratio = result["rounds"], result["ratio"]
-    rows = [("this grader", _range([r["warm"]["processor"] for r in rounds["ours"]]), "1")]
+    rows = [("this grader", _range([r["warm"]["wall"] for r in rounds["ours"]]), "1")]
     for name in ("nbgrader", "otter"):
         if isinstance(rounds[name], list):
             middle, least, most = ratio[name]
-            cost = _range([cost["processor"] for cost in rounds[name]])
+            cost = _range([cost["wall"] for cost in rounds[name]])
             rows.append((name, cost, f"{middle:g} ({least:g} to {most:g})"))
         else:
             rows.append((name, rounds[name], "–"))
-    return table(("Grader", "Processor seconds a submission", "Times ours"), rows)
+    return table(("Grader", "Seconds a submission, one worker", "Times ours"), rows)
 
 
 def _range(values: list[float]) -> str:
