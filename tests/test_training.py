@@ -683,8 +683,9 @@ def test_one_file_of_weights_is_enough_if_heads_are_64_wide(
         load_pretrained(str(tmp_path / "less.safetensors"))
     with pytest.raises(CheckpointError, match=r"no file or folder \./gpt2"):
         load_pretrained("./gpt2")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no safetensors file"):
-        load_pretrained(str(tmp_path.parent))
+        load_pretrained(str(tmp_path / "empty"))
     small = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=1, n_positions=8, vocab_size=99)
     transformers.GPT2LMHeadModel(small).save_pretrained(tmp_path / "small")
     with pytest.raises(CheckpointError, match="99 tokens"):
