@@ -25,6 +25,7 @@ from rnn2gpt.data import fetch_packages
 MODES = ((1280, "light"), (1280, "dark"), (360, "dark"), (360, "light"))
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 STORED = Path("book", "_data", "proof.json")
+MOST_SHIFT = 0.02  # of a page while it loads; the browsers' makers call less than 0.1 good
 PARITY_TEXT = "To be, or not to be: that is the"
 
 # --------------------------------------------------------------------------- accessibility
@@ -411,6 +412,8 @@ def faults(result: dict[str, Any]) -> list[str]:
             f"{name} at {mode} is {px} px too wide" for mode, px in page["too_wide"].items() if px
         ]
         found += [f"{name}: {line}" for line in (*page["errors"], *page["elsewhere"])]
+        if page["cls"] > MOST_SHIFT:
+            found.append(f"{name} moves while it loads: {page['cls']}")
     for name, played in result["explorers"].items():
         if not complete(played):
             found.append(f"{name}: not completed by keyboard: {played}")

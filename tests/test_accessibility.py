@@ -18,6 +18,7 @@ from pages import Site, view, wait
 from course.browser import go
 from course.proof import (
     MODES,
+    MOST_SHIFT,
     STORED,
     complete,
     faults,
@@ -80,6 +81,7 @@ def test_pages_load_alone_without_errors_and_fit_a_phone(seen: dict[str, Any]) -
     assert over(seen, lambda page: page["errors"]) == {}
     assert over(seen, lambda page: page["elsewhere"]) == {}
     assert over(seen, lambda page: any(page["too_wide"].values()) and page["too_wide"]) == {}
+    assert over(seen, lambda page: page["cls"] > MOST_SHIFT and page["cls"]) == {}
     assert all(page["requests"] > 3 for page in seen.values())
 
 

@@ -18,6 +18,7 @@ from fontTools.ttLib import TTFont
 from math_core import LatexError
 from pages import Site, view, wait
 
+from course.browser import go
 from course.build import BuildError, build_site, stamp
 from course.site.around import site_map
 from course.site.assets import icon_codepoints, icon_names, math_codepoints, without_icons
@@ -564,6 +565,38 @@ def test_math_is_mathml_drawn_with_our_font(site: Site, browser: Any) -> None:
         "return document.querySelector('math').getBoundingClientRect().height"
     )
     assert height > 5
+
+
+@pytest.mark.slow
+def test_what_stands_in_for_the_serif_is_as_wide(site: Site, browser: Any) -> None:
+    """Else the text moves when the serif arrives, which the page asks for before its styles."""
+    view(browser, 1280)
+    go(browser, f"{site.address}/index.html")
+    ahead = browser.execute_script(
+        "return performance.getEntriesByType('resource').filter((e) => e.initiatorType === 'link')"
+        ".map((e) => e.name.split('/').at(-1))"
+    )
+    assert {"serif-regular.woff2", "serif-semibold.woff2"} <= set(ahead)
+    widths = browser.execute_async_script(
+        """
+        const done = arguments[arguments.length - 1];
+        const text = [...document.querySelectorAll("article p")].map((p) => p.textContent);
+        const paper = document.createElement("canvas").getContext("2d");
+        async function wide(style, family) {
+          const font = `${style} 16px "${family}"`;
+          if (!(await document.fonts.load(font).catch(() => [])).length) return null;
+          paper.font = font;
+          return paper.measureText(text.join(" ").replace(/\\s+/g, " ")).width;
+        }
+        const names = ["", " as Times", " as DejaVu", " as Noto"];
+        Promise.all(["normal", "600", "italic"].map((style) =>
+          Promise.all(names.map((name) => wide(style, "Course Serif" + name))))).then(done);
+        """
+    )
+    others = [(own, other) for own, *rest in widths for other in rest if other]
+    assert others, "none of the serifs that stand in is installed here"
+    for own, other in others:
+        assert other == pytest.approx(own, rel=0.03)
 
 
 @pytest.mark.slow
