@@ -20,8 +20,8 @@ Finished runs are kept in a folder, so a command that was broken off goes on, an
 written after every run: first everyone's first seed, then everyone's second. It holds
 
 - `command`, `versions`, `machine`;
-- `attention`: for each `context`, milliseconds (`ms`) of a forward and a backward pass, by how the
-  attention is computed;
+- `attention`: for each `context` and each `precision` that the processor has, milliseconds (`ms`)
+  of a forward and a backward pass, by how the attention is computed;
 - `texts`: for each text, by name,
   - `text`: its SHA-256, characters, vocabulary and split;
   - `T`: processor seconds of the recipe's run, the mean over seeds;
@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import platform
@@ -61,7 +62,7 @@ from course.ladder import machine, seed_interval
 from rnn2gpt.attention import causal_mask, scaled_dot_product_attention
 from rnn2gpt.checkpoint import MODELS, write_json
 from rnn2gpt.data import CharTokenizer, get_batch, load_text, split
-from rnn2gpt.devices import autocast, has_bfloat16, pick_precision
+from rnn2gpt.devices import PRECISIONS, autocast, has_bfloat16, pick_precision
 from rnn2gpt.metrics import bits_per_character
 from rnn2gpt.modern import ModernGPT, ModernGPTConfig
 from rnn2gpt.ngram import KneserNey, KneserNeyConfig
@@ -133,8 +134,7 @@ class Rung:
     budget: float = 1.0
 
 
-PRECISION = "bfloat16" if has_bfloat16(CPU) else "float32"  # imitated, it would cost time
-RUNGS = (
+RUNGS: tuple[Rung, ...] = (
     Rung("recipe", "nanoGPT's recipe for a CPU."),
     Rung("schedule", "A higher rate that falls to nothing on a straight line.",
          {"learning_rate": 4e-3, "schedule": "linear", "final_rate": 0.0}),
@@ -149,10 +149,13 @@ RUNGS = (
          {"mixing": True}),
     Rung("muon", "Muon for the matrices.", {"optimizer": "muon", "learning_rate": 8e-3}),
     Rung("batch", "Batches of twice as many windows.", {"batch_size": 24}),
-    Rung("width", "Three quarters of the width.", {"d_model": 96}),
-    Rung("bfloat16", "Products in bfloat16 where the processor has them, so full width again.",
-         {"d_model": 128, "precision": PRECISION}),
+    Rung("bfloat16", "Products in bfloat16, where the processor has them.",
+         {"precision": "bfloat16"}),
+    Rung("context", "Windows twice as long, half as many.",
+         {"block_size": 128, "batch_size": 12}),
 )  # fmt: skip
+if not has_bfloat16(CPU):  # imitated, it would only cost time
+    RUNGS = tuple(rung for rung in RUNGS if rung.name != "bfloat16")
 LONGER = (
     Rung("2.5 T", "More time: a longer window.",
          {"block_size": 128, "batch_size": 12}, 2.5),
@@ -376,9 +379,11 @@ def bars(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 def attention(contexts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """Forward and backward of causal attention three ways: 4 heads of 32, 4,096 tokens."""
+    precisions = ("float32", "bfloat16") if has_bfloat16(CPU) else ("float32",)
     rows = []
-    for t in contexts:
-        qkv = [torch.randn(4096 // t, 4, t, 32, requires_grad=True) for _ in range(3)]
+    for t, precision in itertools.product(contexts, precisions):
+        sizes, dtype = (4096 // t, 4, t, 32), PRECISIONS[precision]
+        qkv = [torch.randn(sizes, dtype=dtype, requires_grad=True) for _ in range(3)]
         mask = causal_mask(t)
         ways: dict[str, Callable[..., Tensor]] = {
             "explicit": lambda q, k, v, mask=mask: scaled_dot_product_attention(q, k, v, mask)[0],
@@ -392,9 +397,8 @@ def attention(contexts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
                 torch.autograd.grad(attend(*qkv).sum(), qkv)
                 if turn:
                     seen[way].append(1000 * (time.process_time() - began))
-        rows.append(
-            {"context": t, "ms": {w: round(statistics.median(s), 2) for w, s in seen.items()}}
-        )
+        ms = {way: round(statistics.median(times), 2) for way, times in seen.items()}
+        rows.append({"context": t, "precision": precision, "ms": ms})
     return rows
 
 
@@ -419,7 +423,7 @@ def main() -> None:
         "command": COMMAND,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": machine() | {"threads": 1},
-        "attention": attention((64, 256), rounds),
+        "attention": attention((64, 256, 1024), rounds),
     }
     bench = Bench(text, options.cache / "speedrun")
     for part in climb(bench, plan, options.seeds, steps, rounds):

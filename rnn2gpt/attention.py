@@ -2,7 +2,7 @@
 
 Scaled dot-product attention: Vaswani et al. 2017, section 3.2.1. Masks are boolean, True = may
 attend. The exercise writes the scores out; here `need_weights=False` runs PyTorch's fused kernel,
-which gives the same output without ever holding the (T, S) weights.
+which gives the same output without ever holding the (T, S) weights, wherever it is the faster way.
 """
 
 from __future__ import annotations
@@ -38,17 +38,31 @@ def scaled_dot_product_attention(
     (tensor([[2.]]), tensor([[0.5000, 0.5000]]))
     """
     t, s = q.shape[-2], k.shape[-2]
-    alone = isinstance(mask, str) and t == s and not need_weights  # the kernel can do it alone
+    fused = not need_weights and not _slow_when_fused(q)
+    alone = isinstance(mask, str) and t == s and fused  # the kernel can do it alone
     if isinstance(mask, str):
         mask = None if alone or t == 1 else causal_mask(t, s, device=q.device)
-    if not need_weights:
-        fused = nn.functional.scaled_dot_product_attention
-        return fused(q, k, v, mask, is_causal=alone), None
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (..., T, S)
+    if fused:
+        kernel = nn.functional.scaled_dot_product_attention
+        return kernel(q, k, v, mask, is_causal=alone), None
+    scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # (..., T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     weights = scores.softmax(dim=-1)
-    return weights @ v, weights
+    return weights @ v, weights if need_weights else None
+
+
+def _slow_when_fused(q: Tensor) -> bool:
+    """Whether PyTorch's kernel loses to the lines written out: bfloat16 in training on a CPU.
+
+    Its backward pass then takes several times as long, up to windows where the size of the weights
+    costs more (`benchmarks/speedrun.py` measures it).
+    """
+    training = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type != "cpu" or not training or q.shape[-2] > 512:
+        return False
+    cast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if cast else q.dtype) == torch.bfloat16
 
 
 def causal_mask(

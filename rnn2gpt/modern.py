@@ -25,7 +25,7 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rnn2gpt.attention import causal_mask
+from rnn2gpt.attention import scaled_dot_product_attention
 from rnn2gpt.gpt import GPTConfig
 from rnn2gpt.kv_cache import KVCache
 from rnn2gpt.multi_head import Keep, merge_heads, split_heads
@@ -176,12 +176,7 @@ class ModernAttention(nn.Module):
             q, k = _turn(q, turns), _turn(k, turns)
         if keeps is not None:
             k, v = keeps[0](k, v)
-        t, s = q.shape[2], k.shape[2]
-        if t == s:  # the kernel makes its own mask, and skips what it hides
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            mask = causal_mask(t, s, device=x.device)
-            y = functional.scaled_dot_product_attention(q, k, v, mask)
+        y, _ = scaled_dot_product_attention(q, k, v, "causal", need_weights=False)
         return self.W_o(merge_heads(y))
 
     def _before(

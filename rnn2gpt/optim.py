@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from rnn2gpt.devices import pick_precision
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for an optimizer: tensors of two dimensions and more decay, the others do not.
@@ -119,7 +121,7 @@ class Muon(torch.optim.AdamW):
     Their matrices move by the momentum with all its singular values made about one, scaled to
     entries of 0.2, which is about what AdamW's steps have (Liu et al. 2025): one learning rate
     serves all groups. PyTorch's own Muon takes these steps in bfloat16, one matrix after another;
-    here all of one shape go together, in float32 on a CPU, where few have bfloat16. The gradients
+    here all of one shape go together, in float32 where bfloat16 is imitated. The gradients
     of these matrices are spent by a step: they are None after it.
     """
 
@@ -172,9 +174,9 @@ def orthogonalize(matrices: Float[Tensor, "N R C"], steps: int = 5) -> Float[Ten
     """Each matrix with its singular values brought near one, its singular vectors kept.
 
     The Newton–Schulz iteration of Jordan et al. 2024: X ← a X + (b A + c A²) X with A = X Xᵀ. Five
-    steps bring what is not tiny to between 0.7 and 1.2. bfloat16 on CUDA, float32 elsewhere.
+    steps bring what is not tiny to between 0.7 and 1.2. In bfloat16 where the device has it.
     """
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(pick_precision("auto", matrices.device))
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x  # the products are (min(R, C), min(R, C))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above one

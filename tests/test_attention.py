@@ -6,6 +6,7 @@ What a property can say (causality, padding, distance alone) is said as a proper
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,33 @@ def test_causal_is_the_causal_mask(t: int, s: int, need_weights: bool) -> None:
     by_name, weights = scaled_dot_product_attention(q, k, v, "causal", need_weights)
     assert (weights is None) != need_weights
     assert_same_values_and_gradients(by_mask, by_name, [q, k, v])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "t", "training", "fused"),
+    [
+        (torch.bfloat16, 64, True, False),
+        (torch.bfloat16, 64, False, True),
+        (torch.bfloat16, 1024, True, True),
+        (torch.float32, 64, True, True),
+    ],
+)
+def test_the_faster_way_is_taken(
+    dtype: torch.dtype, t: int, training: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training in bfloat16 on a CPU PyTorch's kernel is the slower one, up to long windows."""
+    kernel, calls = nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args: Any, **settings: Any) -> Tensor:
+        calls.append(settings)
+        return kernel(*args, **settings)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    q, k, v = (torch.randn(1, 2, t, 16, requires_grad=training) for _ in range(3))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        ours, weights = scaled_dot_product_attention(q, k, v, "causal", need_weights=False)
+    assert weights is None and len(calls) == fused
+    assert torch.allclose(ours.float(), kernel(q, k, v, is_causal=True), atol=0.03)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 11, 64])

@@ -168,15 +168,21 @@ def test_the_loop_can_train_it() -> None:
 # --- Muon -----------------------------------------------------------------------------------------
 
 
-def test_orthogonalize_keeps_singular_vectors_and_levels_their_values() -> None:
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_orthogonalize_keeps_singular_vectors_and_levels_their_values(
+    dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnn2gpt.optim.pick_precision", lambda *_: dtype)
     for rows, columns in ((7, 7), (5, 17), (17, 5)):
         matrices = torch.randn(3, rows, columns) * 100
         level = orthogonalize(matrices)
+        assert level.dtype == dtype
+        level = level.float()
         assert (torch.linalg.svdvals(level) - 0.95).abs().max() < 0.35
         u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
         inside = u.mT @ level @ vt.mT  # diagonal, if the vectors are kept
         assert torch.allclose(
-            inside, torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1)), atol=1e-4
+            inside, torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1)), atol=atol
         )
 
 
