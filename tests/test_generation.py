@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rnn2gpt.generation import beam_search, generate, next_scores
+from rnn2gpt.generation import arrange_for_writing, beam_search, generate, next_scores
 from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.kv_cache import KVCache
 from rnn2gpt.quantization import Int8Linear, dequantize, quantize_model, size_in_bytes
@@ -123,6 +124,24 @@ def test_sizes_count_shared_weights_once(model: GPT) -> None:
     assert size_in_bytes(quantize_model(model)) == in_int8 + rest
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_arranged_for_writing_is_the_same_model(dtype: torch.dtype) -> None:
+    model = GPT(TINY).to(dtype).eval()
+    arranged = copy.deepcopy(model)
+    arrange_for_writing(arranged)
+    tall, wide = (arranged.get_parameter(f"blocks.0.feed_forward.W_{i}.weight") for i in (1, 2))
+    columns = dtype == torch.float32
+    assert tall.t().is_contiguous() == columns
+    assert wide.is_contiguous()
+    assert arranged.head.weight is arranged.token_embedding.weight  # still tied
+    assert all(
+        torch.equal(a, b) for a, b in zip(arranged.parameters(), model.parameters(), strict=True)
+    )
+    ids = torch.randint(13, (2, 11))
+    with torch.no_grad():
+        assert torch.allclose(arranged(ids)[0], model(ids)[0], atol=1e-6 if columns else 0)
+
+
 def benchmark(root: Path) -> Any:
     spec = importlib.util.spec_from_file_location("benchmark", root / "benchmarks/generation.py")
     assert spec is not None and spec.loader is not None
@@ -146,7 +165,7 @@ def test_the_benchmark_compares_equal_tokens(root: Path, monkeypatch: pytest.Mon
 def test_the_stored_benchmark_holds_what_the_page_reads(root: Path) -> None:
     stored = json.loads((root / "book/_data/generation_benchmark.json").read_text("utf-8"))
     for row in stored["generate"].values():
-        assert set(row["ways"]) == {"cached", "transformers", "uncached"}
+        assert set(row["ways"]) == {"cached", "by_rows", "transformers", "uncached"}
         assert row["ways"]["transformers"]["ratio_least"] <= row["ways"]["transformers"]["ratio"]
     cached, again = stored["length"]["seconds"].values()
     assert again[-1] > cached[-1]  # at a thousand tokens there is no doubt

@@ -396,7 +396,7 @@ def generate(
         if (top_k or top_p) and not loaded.cached:
             raise ValueError(f"--top-k and --top-p are for a GPT, not for {loaded.info['model']}.")
         if isinstance(loaded.model, torch.nn.Module):
-            loaded.model.to(where)
+            generation.arrange_for_writing(loaded.model.to(where))
         template, end_id = loaded.info.get("template"), loaded.info.get("end_id")
         if template and not prompt:
             raise ValueError("This model answers what it is asked: give it a --prompt.")
