@@ -22,6 +22,7 @@ from autograder.engine.judge import judge
 from autograder.grader.grade import Plan, grade
 from autograder.grader.run import Work
 from rnn2gpt import capstone, entry
+from rnn2gpt.data import CharTokenizer, load_text, split
 from rnn2gpt.gpt import GPT, GPTConfig
 
 SIZES = {"vocab_size": 64, "block_size": 16, "n_layers": 1, "n_heads": 2, "d_model": 16}
@@ -190,6 +191,17 @@ def test_an_entry_earns_by_its_loss(good, monkeypatch):
         assert result.status == ("right" if points == 4 else "wrong")
         assert result.measured == {"nats_per_character": loss, "parameters": 1000.0}
         assert f"{loss:.4f} nats" in result.message
+
+
+def test_the_lines_of_the_points_are_what_counting_reaches():
+    train, _ = split(CharTokenizer(load_text()).encode(load_text()))
+    text = entry.held_out()
+    single = torch.bincount(train, minlength=64).double() + 1
+    pairs = torch.bincount(64 * train[:-1] + train[1:], minlength=64 * 64).view(64, 64) + 1.0
+    even, one, two, _ = (most for most, _ in checks.TIERS)
+    assert even == math.log(64)
+    assert 0 <= -(single / single.sum()).log()[text[1:]].mean() - one < 0.01
+    assert 0 <= -(pairs / pairs.sum(1, keepdim=True)).log()[text[:-1], text[1:]].mean() - two < 0.01
 
 
 def test_half_an_entry_and_none(good):
