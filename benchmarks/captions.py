@@ -1,13 +1,14 @@
 """A GPT that reads pictures: captions of drawn shapes, with pairs that it never saw in training.
 
-    python benchmarks/captions.py      # writes book/_data/captions.json, about a minute
+    python benchmarks/captions.py      # writes book/_data/captions.json, about a minute and a half
 
-A small `Captioner` learns from shapes drawn on the spot, in two worlds: one of four colors and four
-shapes, and one of eight and six. Four pairs of color and shape, the same in both, are left out of
-training. Then it writes captions of fresh pictures: of familiar things, of the new pairs, and of
-the familiar ones again with the picture taken away (gray) or exchanged for another one. Last, it is
-shown the new pairs and asked for the shape behind the words "a" and a color: the true one, and one
-with which the shape was seen in training. What differs between the two is the words.
+Small `Captioner`s learn from shapes drawn on the spot, in two worlds: one of four colors and four
+shapes, and one of eight and six, three models in each. Four pairs of color and shape, the same in
+both worlds, are left out of training. Then each writes captions of fresh pictures: of familiar
+things, of the new pairs, and of the familiar ones again with the picture taken away (gray) or
+exchanged for another one. Last, it is shown the new pairs and asked for the shape behind the words
+"a" and a color: the true one, and one with which the shape was seen in training. What differs
+between the two is the words.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def run(world: str, seed: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=850)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
     parser.add_argument("--out", type=Path, default=Path("book/_data/captions.json"))
     options = parser.parse_args()
