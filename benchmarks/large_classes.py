@@ -38,7 +38,7 @@ from autograder.grader.database import gradebook_url  # noqa: E402
 from autograder.grader.export import export  # noqa: E402
 from autograder.grader.feedback import write_feedback  # noqa: E402
 from autograder.grader.late import NO_LATENESS  # noqa: E402
-from autograder.grader.record import record  # noqa: E402
+from autograder.grader.record import Recorder, Releases  # noqa: E402
 from autograder.grader.run import Work, run  # noqa: E402
 from autograder.grader.sandbox import best_level  # noqa: E402
 from course.release import exercise_of  # noqa: E402
@@ -99,7 +99,7 @@ def over_family(measure: Callable[[psutil.Process], float]) -> float:
     return total
 
 
-def a_class(students: int) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def a_class(students: int) -> tuple[list[dict[str, Any]], Releases]:
     """Rows of as many students, all with the same work, and the release they worked on."""
     task = load(CHAPTER)
     work = work_on(CHAPTER, solved(CHAPTER), best_level())
@@ -108,7 +108,7 @@ def a_class(students: int) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     about |= {"person": {}, "key": work.key(), "reused": False, "waiting": False, "remarks": []}
     about |= NO_LATENESS | {"total": result["score"], "max_total": result["max_score"]}
     rows = [result | about | {"student": f"student-{number:06}"} for number in range(students)]
-    return rows, {task.name: work.release or b""}
+    return rows, {(task.name, CHAPTER): work.release or b""}
 
 
 def seconds(action: Callable[[], Any]) -> dict[str, float]:
@@ -127,7 +127,10 @@ def writer(students: int, db: str | None) -> dict[str, Any]:
         out = Path(folder)
 
         def keep(some: list[dict[str, Any]]) -> None:
-            record(some, releases, out, set(range(len(some))), db)
+            with Recorder(releases, out, db) as recorder:
+                for row in some:
+                    recorder.write(row)
+                recorder.finish(some)
 
         keep(first)
         url = gradebook_url(db, out)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from autograder.grader.export import KEYS, export, read_results
 from autograder.grader.feedback import write_feedback
 from autograder.grader.ingest import IngestError, Submission, ingest
 from autograder.grader.late import NO_LATENESS, DeadlineError, Deadlines, apply, read_deadlines
-from autograder.grader.record import RecordError, record
+from autograder.grader.record import Recorder, RecordError, Releases
 from autograder.grader.report import write_report
 from autograder.grader.run import GraderError, Work, refused, summary
 from autograder.grader.sandbox import HOW_TO_GET_ONE, best_level, why_not
@@ -85,33 +85,33 @@ def _grade(
     release = functools.cache(functools.partial(_release, plan.exercises))
     submissions = ingest(path, plan.assignment, lambda task: release(task.name, task.notebook))
     earlier = _earlier(plan)
-    releases, works = dict[str, bytes](), dict[int, Work]()
-    kept = dict[int, dict[str, Any]]()
+    releases, works = Releases(), dict[int, Work]()
+    rows = dict[int, dict[str, Any]]()
     for index, one in enumerate(submissions):
         old = earlier.get((one.student, one.assignment))
         if one.assignment:
-            releases[one.assignment] = release(one.assignment, one.notebook)
+            ours = release(one.assignment, one.notebook)
+            releases[one.assignment, one.notebook] = ours
         only = _only(plan, assignments.get(one.assignment)) if old else ()
         if old and ((plan.students and one.student not in plan.students) or only is None):
-            kept[index] = old
+            work = (read_result(plan.cache, old["key"]) or {}).get("work")
+            rows[index] = old | {"work": work, "reused": True}
         elif one.data is not None and one.assignment and not _is_withheld(one, level, plan):
-            facts = (one.notebook, one.data, one.suffix, releases[one.assignment], level)
+            facts = (one.notebook, one.data, one.suffix, ours, level)
             works[index] = Work(*facts, secret=plan.secret, only=only or (), files=one.files)
-    results = _run(list(works.values()), plan, progress, cluster)
-    rows = []
-    for index, one in enumerate(submissions):
-        if index in kept:
-            work = (read_result(plan.cache, kept[index]["key"]) or {}).get("work")
-            rows.append(kept[index] | {"work": work, "reused": True})
-            continue
-        key = works[index].key() if index in works else ""
-        outcome, reused = results.get(key, (None, False))
-        result = _result(one, outcome, assignments.get(one.assignment), level, plan)
-        if index in works and works[index].only:
-            result = _merged(earlier[one.student, one.assignment], result)
-        rows.append(_row(one, result) | {"key": key, "reused": reused})
-    _finish(rows, {i for i in range(len(rows)) if i not in kept}, releases, deadlines, plan)
-    return rows
+    places = range(len(submissions))
+    unread = [(index, None, "", False) for index in places if index not in rows | works]
+    with Recorder(releases, plan.out, plan.db) as recorder:
+        for index, outcome, key, reused in chain(unread, _run(works, plan, progress, cluster)):
+            one = submissions[index]
+            result = _result(one, outcome, assignments.get(one.assignment), level, plan)
+            if index in works and works[index].only:
+                result = _merged(earlier[one.student, one.assignment], result)
+            rows[index] = _row(one, result) | {"key": key, "reused": reused}
+            recorder.write(rows[index])
+        in_order = [rows[index] for index in places]
+        _finish(in_order, recorder, deadlines, plan)
+    return in_order
 
 
 def _level(plan: Plan) -> str:
@@ -141,22 +141,24 @@ def _only(plan: Plan, assignment: Assignment | None) -> tuple[str, ...] | None:
 
 
 def _run(
-    works: list[Work], plan: Plan, progress: Progress, cluster: Cluster | None
-) -> dict[str, tuple[Any, bool]]:
-    """By key: a result, or the error instead of one, and whether it was known before."""
-    results = dict[str, tuple[Any, bool]]()
-    alike = Counter(work.key() for work in works)  # the same file may come twice
-    again = set(alike) if plan.students or plan.only else set()
-    progress(0, len(works))
-    in_order = sorted(works, key=lambda work: work.notebook)  # a worker keeps its sandbox
+    works: dict[int, Work], plan: Plan, progress: Progress, cluster: Cluster | None
+) -> Iterator[tuple[int, Any, str, bool]]:
+    """Place, a result or the error instead of one, its key, and whether it was known before."""
+    places: dict[str, list[int]] = {}  # by key: the same file may come twice
+    for index, work in works.items():
+        places.setdefault(work.key(), []).append(index)
+    again = set(places) if plan.students or plan.only else set()
+    some = [works[indices[0]] for indices in places.values()]
+    some.sort(key=lambda work: work.notebook)  # a worker keeps its sandbox
     elsewhere = cluster.run if cluster else None
     done = 0
-    for work, outcome, known in run_all(in_order, plan.jobs, plan.cache, again, elsewhere):
+    progress(0, len(works))
+    for work, outcome, known in run_all(some, plan.jobs, plan.cache, again, elsewhere):
         key = work.key()
-        done += alike[key] if key not in results else 0
-        results[key] = (outcome, known)
+        for index in places[key]:
+            yield index, outcome, key, known
+        done += len(places[key])
         progress(done, len(works))
-    return results
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -173,11 +175,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    rows: list[dict[str, Any]],
-    fresh: set[int],
-    releases: dict[str, bytes],
-    deadlines: Deadlines | None,
-    plan: Plan,
+    rows: list[dict[str, Any]], recorder: Recorder, deadlines: Deadlines | None, plan: Plan
 ) -> None:
     """Lateness, gradebook, lists, feedback and report; results are kept whatever happens."""
     for row in rows:
@@ -188,7 +186,7 @@ def _finish(
         for row in rows:
             row["total"] = round(row["score"] * (1 - row["penalty_percent"] / 100), 2)
     try:
-        record(rows, releases, plan.out, fresh, plan.db)
+        recorder.finish(rows)
     finally:
         export(rows, plan.out)
         assignments = {found.name: found for found in map(load, CHAPTERS)}

@@ -1,6 +1,6 @@
 """Write results into nbgrader's gradebook, so that Formgrader and `nbgrader export` show them.
 
-One process writes, through nbgrader's own API. Marks that a human gave are never touched. Beside
+One thread writes, through nbgrader's own API. Marks that a human gave are never touched. Beside
 the gradebook stands `autograded/<student>/<assignment>/<notebook>.ipynb`, which Formgrader shows:
 our release's cells with the student's answers in them, and no outputs.
 """
@@ -8,18 +8,36 @@ our release's cells with the student's answers in them, and no outputs.
 from __future__ import annotations
 
 import copy
+import queue
 import re
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import (
+    Session,
+    contains_eager,
+    scoped_session,
+    selectinload,
+    sessionmaker,
+    undefer,
+)
 
 from autograder.grader.database import failed, gradebook_url
 from autograder.grader.tools import put_tools_on_path
 
+Releases = dict[tuple[str, str], bytes]  # our notebook by assignment and notebook's name
+TOGETHER = 500  # students whose marks one query asks for
+# nbgrader's tables have no index on what its own queries for one student look up.
+_INDEXES = tuple(
+    text(f"CREATE INDEX IF NOT EXISTS {table}_of_notebook ON {table} (notebook_id)")
+    for table in ("grade", "comment")
+)
 _OPENERS = (
     re.compile(r"<(?=[A-Za-z/!?])"),  # a tag, a comment, a link in angle brackets
     re.compile(r"!(?=\[)"),  # a picture, which may be fetched from anywhere
@@ -34,55 +52,93 @@ class RecordError(Exception):
     """The gradebook does not take the results; the text says what to do."""
 
 
-def record(
-    rows: list[dict[str, Any]],
-    releases: dict[str, bytes],
-    out: Path,
-    fresh: set[int],
-    db: str | None = None,
-) -> None:
-    """Write graded and refused rows to `db`, else `out/gradebook.db`, and to `out/autograded`.
+class Recorder:
+    """Writes rows while others are still graded, in a thread of its own.
 
-    `releases` holds our notebook for each assignment that occurs in the rows, `fresh` the places of
-    the rows that are not yet there. Each row then knows what a person marked: `total` and
-    `max_total` with all marks, lateness taken off, `waiting` while one is missing, and `remarks`.
+    They go to `db`, else `out/gradebook.db`, and to `out/autograded`. `releases` holds what occurs
+    in the rows. All that waits is written in one transaction, since each waits for the disk.
     """
-    put_tools_on_path()
-    known = [row for row in rows if row["assignment"] and row["status"] in ("graded", "refused")]
-    if not known:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    notebooks = {name: nbformat.reads(text.decode(), 4) for name, text in releases.items()}
-    try:
-        _write(rows, known, notebooks, gradebook_url(db, out), out, fresh)
-    except SQLAlchemyError as error:
-        raise RecordError(f"{failed(db, error)}. Mend that and run the command again.") from None
+
+    def __init__(self, releases: Releases, out: Path, db: str | None = None):
+        put_tools_on_path()
+        self.releases = {key: nbformat.reads(data.decode(), 4) for key, data in releases.items()}
+        self.url, self.out, self.db = gradebook_url(db, out), out, db
+        self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._known: list[dict[str, Any]] = []
+        self._pool = ThreadPoolExecutor(1)
+        self._done: Future[None] | None = None
+
+    def __enter__(self) -> Recorder:
+        if self.releases:
+            self._done = self._pool.submit(self._serve)
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._rows.put(None)
+        self._pool.shutdown()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Have a row written if a gradebook has a place for it."""
+        if _belongs(row):
+            self._rows.put(row)
+
+    def finish(self, rows: list[dict[str, Any]]) -> None:
+        """Wait until all is written; each of `rows`, lateness known, is then told of its marks.
+
+        It gets `total` and `max_total` with all marks, lateness taken off, `waiting` while one is
+        missing, and `remarks`. Raises `RecordError`.
+        """
+        self._known = [row for row in rows if _belongs(row)]
+        self._rows.put(None)
+        try:
+            if self._done is not None:
+                self._done.result()
+        except SQLAlchemyError as error:
+            said = failed(self.db, error)
+            raise RecordError(f"{said}. Mend that and run the command again.") from None
+
+    def _serve(self) -> None:
+        from nbgrader.api import Gradebook
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        with Gradebook(self.url) as gradebook, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="nbgrader")  # of SQLAlchemy, about nbgrader
+            for (assignment, name), notebook in self.releases.items():
+                _declare(gradebook, self.url, assignment, name, notebook)
+            gradebook.db = scoped_session(sessionmaker(gradebook.engine, class_=_Session))
+            session = gradebook.db()
+            for index in _INDEXES:
+                session.execute(index)
+            session.keep()
+            for row in iter(self._rows.get, None):
+                self._write(gradebook, row)
+                if self._rows.empty():
+                    session.keep()
+            session.keep()
+            for assignment, _ in self.releases:
+                _take_marks(gradebook, assignment, self._known)
+            session.keep()
+
+    def _write(self, gradebook: Any, row: dict[str, Any]) -> None:
+        filled = fill(self.releases[row["assignment"], row["notebook"]], row["work"] or {})
+        _write_grades(gradebook, row, filled)
+        path = self.out / "autograded" / row["student"] / row["assignment"]
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{row['notebook']}.ipynb").write_text(nbformat.v4.writes(filled), "utf-8")
 
 
-def _write(
-    rows: list[dict[str, Any]],
-    known: list[dict[str, Any]],
-    notebooks: dict[str, NotebookNode],
-    url: str,
-    out: Path,
-    fresh: set[int],
-) -> None:
-    from nbgrader.api import Gradebook
+class _Session(Session):
+    """Keeps what nbgrader's API would commit step by step until it is told to."""
 
-    with Gradebook(url) as gradebook, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="nbgrader")  # of SQLAlchemy, about nbgrader
-        for assignment, notebook in {(row["assignment"], row["notebook"]) for row in known}:
-            _declare(gradebook, url, assignment, notebook, notebooks[assignment])
-        for place, row in enumerate(rows):
-            if place not in fresh or row not in known:
-                continue
-            filled = fill(notebooks[row["assignment"]], row["work"] or {})
-            _write_grades(gradebook, row, filled)
-            path = out / "autograded" / row["student"] / row["assignment"]
-            path.mkdir(parents=True, exist_ok=True)
-            nbformat.write(filled, path / f"{row['notebook']}.ipynb")
-        for row in known:
-            _take_marks(gradebook, row)
+    def commit(self) -> None:
+        self.flush()
+
+    def keep(self) -> None:
+        super().commit()
+
+
+def _belongs(row: dict[str, Any]) -> bool:
+    return bool(row["assignment"]) and row["status"] in ("graded", "refused")
 
 
 def _declare(gradebook: Any, url: str, assignment: str, name: str, notebook: NotebookNode) -> None:
@@ -103,14 +159,15 @@ def _declare(gradebook: Any, url: str, assignment: str, name: str, notebook: Not
 def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> None:
     from nbgrader.utils import compute_checksum, is_grade, is_solution
 
-    student, assignment, notebook = row["student"], row["assignment"], row["notebook"]
-    gradebook.update_or_create_student(student)
-    gradebook.update_or_create_submission(assignment, student)
+    gradebook.update_or_create_student(row["student"])
+    submission = gradebook.update_or_create_submission(row["assignment"], row["student"])
     earned = {f"check_{e['name']}": e["points"] for e in row["exercises"]}
     said = {e["name"]: e["message"] for e in row["exercises"]}
-    found = gradebook.find_submission_notebook(notebook, assignment, student)
-    grades = {grade.name: grade for grade in found.grades}  # a query each would take far longer
-    comments = {comment.name: comment for comment in found.comments}
+    (found,) = submission.notebooks
+    cells = (*found.notebook.grade_cells, *found.notebook.solution_cells)
+    names = {cell.id: cell.name for cell in cells}
+    grades = {names[grade.cell_id]: grade for grade in found.grades}
+    comments = {names[comment.cell_id]: comment for comment in found.comments}
     for cell in filled.cells:
         if "nbgrader" not in cell.metadata:
             continue
@@ -124,25 +181,36 @@ def _write_grades(gradebook: Any, row: dict[str, Any], filled: NotebookNode) -> 
         if is_solution(cell):
             comment = comments[name]
             comment.auto_comment = said.get(name) or ("No response." if blank else None)
-    gradebook.db.commit()
 
 
-def _take_marks(gradebook: Any, row: dict[str, Any]) -> None:
-    """Bring into a row what persons marked, and into the gradebook what lateness costs."""
-    from nbgrader.api import MissingEntry
+def _take_marks(gradebook: Any, assignment: str, rows: list[dict[str, Any]]) -> None:
+    """Bring into rows what persons marked, and into the gradebook what lateness costs."""
+    from nbgrader.api import SubmittedAssignment, SubmittedNotebook
 
-    where = (row["notebook"], row["assignment"], row["student"])
-    try:
-        notebook = gradebook.find_submission_notebook(*where)
-    except MissingEntry:  # of an earlier run, whose gradebook is gone
-        return
-    penalty = notebook.score * row["penalty_percent"] / 100
-    notebook.late_submission_penalty = penalty
-    gradebook.db.commit()
-    row["total"] = round(max(0.0, notebook.score - penalty), 2)
-    row["max_total"] = notebook.max_score
-    row["waiting"] = bool(notebook.needs_manual_grade)
-    row["remarks"] = [c.manual_comment for c in notebook.comments if c.manual_comment]
+    of_student = {row["student"]: row for row in rows if row["assignment"] == assignment}
+    students = list(of_student)
+    query = (
+        gradebook.db.query(SubmittedNotebook)
+        .join(SubmittedNotebook.assignment)
+        .filter(SubmittedAssignment.assignment_id == gradebook.find_assignment(assignment).id)
+        .options(
+            contains_eager(SubmittedNotebook.assignment),
+            selectinload(SubmittedNotebook.comments),
+            undefer(SubmittedNotebook.score),
+            undefer(SubmittedNotebook.max_score),
+            undefer(SubmittedNotebook.needs_manual_grade),
+        )
+    )
+    for start in range(0, len(students), TOGETHER):
+        some = SubmittedAssignment.student_id.in_(students[start : start + TOGETHER])
+        for notebook in query.filter(some):
+            row = of_student[notebook.assignment.student_id]
+            penalty = notebook.score * row["penalty_percent"] / 100
+            notebook.late_submission_penalty = penalty
+            row["total"] = round(max(0.0, notebook.score - penalty), 2)
+            row["max_total"] = notebook.max_score
+            row["waiting"] = bool(notebook.needs_manual_grade)
+            row["remarks"] = [c.manual_comment for c in notebook.comments if c.manual_comment]
 
 
 def fill(release: NotebookNode, work: dict[str, Any]) -> NotebookNode:

@@ -59,6 +59,10 @@ def grade(
 
     Writes results.json, results.csv, report.html, gradebook.db, autograded/ and feedback/ to --out.
     """
+    from autograder.grader.pool import context
+
+    if scheduler is None:
+        context()  # its server loads what workers need while this process still does
     from autograder.grader.batch import default_jobs
     from autograder.grader.export import as_json as rows_as_json
     from autograder.grader.grade import GradingError, Plan
