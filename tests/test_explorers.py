@@ -303,14 +303,14 @@ def test_explorer_of_the_lens_shows_every_block_and_when_the_bet_was_made(
     assert texts(browser, ".bars .name") == ["a", "z", "␣b ✓", "z", "␣b ✓", "z"]
     assert texts(browser, ".bars .value")[:2] == ["80.0 %", "10.0 %"]
     reading = (
-        "After “a” the model's bet is “␣b”, its best since block 1; the text goes on with “␣b”."
+        "After “a” the model’s bet is “␣b”, its best since block 1; the text goes on with “␣b”."
     )
     assert texts(browser, ".reading") == [reading]
     found(browser, "input")[0].send_keys(Keys.ARROW_RIGHT)
     assert "its best since block 2" in texts(browser, ".reading")[0]
     found(browser, ".tokens *")[2].click()
     assert texts(browser, ".reading") == [
-        "After “c” the model's bet is “q”, from the embeddings on."
+        "After “c” the model’s bet is “q”, from the embeddings on."
     ]
     found(browser, "select")[0].send_keys(Keys.ARROW_DOWN)
     assert texts(browser, ".tokens *") == ["⏎"]
@@ -558,7 +558,7 @@ def test_explorer_of_the_ladder_takes_any_rung(root: Path, tmp_path: Path, brows
     found(browser, ".rungs button")[1].send_keys(Keys.ENTER)
     reading = texts(browser, ".reading")[0]
     assert reading.startswith("RNN: 2.750 bits per character, between 2.700 and 2.800")
-    assert "0.500 behind the best" in reading and "4.0 · 10^12 FLOPs" in reading
+    assert "0.500 behind the best" in reading and "4.0 · 10¹² FLOPs" in reading
     assert texts(browser, ".writes a") == ["chapter 2"] and texts(browser, ".written") == ["O!"]
     found(browser, "select")[0].send_keys("by b")
     assert texts(browser, ".rungs .name") == ["new model", "3-gram counts", "RNN"]

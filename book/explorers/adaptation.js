@@ -49,22 +49,15 @@ explorer("adaptation", (root, data) => {
     parts = {
       weights: 4 * weights,
       gradients: 4 * trained,
-      "Adam's moments": 8 * trained,
+      "Adam’s moments": 8 * trained,
     };
     most = 16 * (total + head);
-    root.querySelector(".bars").replaceChildren(
-      ...Object.entries(parts).map(([name, size]) => {
-        const row = document.createElement("li");
-        row.style.gridTemplateColumns = "8rem 1fr 5.5rem"; // wider names than elsewhere
-        row.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-        row.querySelector(".name").textContent = name;
-        row.querySelector(".bar").style.width = `${(200 * size) / most}%`;
-        row.querySelector(".value").textContent = bytes(size);
-        return row;
-      }),
+    drawBars(
+      root.querySelector(".bars"),
+      Object.entries(parts).map(([name, size]) => ({ name, share: (2 * size) / most, value: bytes(size) })),
     );
     const share = (100 * trained) / weights;
-    const sum = parts.weights + parts.gradients + parts["Adam's moments"];
+    const sum = parts.weights + parts.gradients + parts["Adam’s moments"];
     root.querySelector(".reading").textContent =
       `${trained.toLocaleString("en-US")} of ${weights.toLocaleString("en-US")} parameters are trained, ` +
       `${share < 0.1 ? share.toPrecision(1) : share.toFixed(1)} %. ` +

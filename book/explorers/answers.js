@@ -10,18 +10,18 @@
 explorer("answers", (root, data) => {
   const MOST = 24; // tokens of an answer
   root.innerHTML = `
-    <p class="controls"><label style="max-width:100%">Ask <select style="max-width:100%"></select></label></p>
-    <p><label>or in your own words <textarea rows="3" style="width:100%"></textarea></label></p>
+    <p class="controls"><label class="wide">Ask <select></select></label></p>
+    <p><label>or in your own words <textarea rows="3"></textarea></label></p>
     <p class="load"><button type="button">Load both models (${(data.bytes / 1e6).toFixed(1)} MB)</button>
       to ask what you like.</p>
-    <p class="live" hidden><button type="button">Ask</button>
+    <p class="controls live" hidden><button type="button">Ask</button>
       <label><input type="checkbox" checked> with the template</label></p>
     <p class="label">before tuning</p><p class="tokens before"></p>
     <p class="label">after</p><p class="tokens after"></p>
     <p class="reading" aria-live="polite"></p>`;
   const $ = (selector) => root.querySelector(selector);
   const [select, text] = ["select", "textarea"].map($);
-  const visible = (token) => token.replaceAll("\n", "⏎");
+  const visible = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎");
   let models = null;
 
   // An answer: its tokens, each with its probability where the model was not quite sure.

@@ -20,7 +20,7 @@ explorer("attention", (root, data) => {
       </label>
     </p>
     <p class="label">How well each key fits: q·k / √d_k</p>
-    <p class="controls">${inputs}</p>
+    <p class="controls sliders">${inputs}</p>
     <div class="panels"></div>`;
   const width = root.querySelector(".width");
   const scores = [...root.querySelectorAll("[data-key]")];
@@ -62,25 +62,19 @@ explorer("attention", (root, data) => {
     width.parentElement.querySelector("output").textContent = d;
     const fit = scores.map((input) => Number(input.value));
     scores.forEach((input, i) => {
-      input.parentElement.querySelector("output").textContent = fit[i].toFixed(1);
+      input.parentElement.querySelector("output").textContent = fit[i].toFixed(1).replace("-", "−");
     });
     for (const { factor, panel } of panels) {
       const w = softmax(fit.map((score) => score * factor(d)));
       const bits = -w.reduce((sum, p) => sum + (p > 0 ? p * Math.log2(p) : 0), 0);
       const gradient = slope(w);
-      panel.querySelector(".bars").replaceChildren(
-        ...w.map((share, i) => {
-          const bar = document.createElement("li");
-          bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-          bar.querySelector(".name").textContent = data.keys[i];
-          bar.querySelector(".bar").style.width = `${100 * share}%`;
-          bar.querySelector(".value").textContent = `${(100 * share).toFixed(1)} %`;
-          return bar;
-        }),
+      drawBars(
+        panel.querySelector(".bars"),
+        w.map((share, i) => ({ name: data.keys[i], share, value: `${(100 * share).toFixed(1)} %` })),
       );
       panel.querySelector(".reading").textContent =
         `${data.query} spreads over ${(2 ** bits).toFixed(2)} of ${w.length} keys; ` +
-        `the softmax's gradient is ${gradient >= 0.001 ? gradient.toFixed(3) : gradient.toExponential(0)}.`;
+        `the softmax’s gradient is ${gradient >= 0.001 ? gradient.toFixed(3) : gradient.toExponential(0)}.`;
     }
   }
 

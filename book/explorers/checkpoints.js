@@ -24,7 +24,8 @@ explorer("checkpoints", (root, data) => {
     <p class="shaded written"></p>
     <div class="beside">
       <div><p class="label">Head ${data.head.head + 1} of layer ${data.head.layer + 1}: who looks at whom</p>
-        <div class="heat"></div></div>
+        <div class="heat"></div>
+        <p class="note">A row for each token that looks, a column for each that is looked at.</p></div>
       <div><p class="label">Sixty words on the two main directions of the last embeddings</p>
         <div class="map"></div>
         <p class="controls"><label>Follow <select></select></label></p></div>
@@ -36,7 +37,8 @@ explorer("checkpoints", (root, data) => {
 
   // --- the loss: steps on a logarithmic scale, step 0 at the left edge
 
-  const [wide, tall, left, foot] = [420, 150, 26, 130];
+  const [tall, left, foot] = [170, 26, 148];
+  let wide = unitsAcross(root);
   const lastStep = Math.log(1 + all.at(-1).step);
   const x = (i) => left + ((wide - left - 10) * Math.log(1 + all[i].step)) / lastStep;
   const losses = all.flatMap((s) => [s.train_nats, s.validation_nats]);
@@ -45,11 +47,12 @@ explorer("checkpoints", (root, data) => {
   const path = (key) => all.map((s, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(s[key]).toFixed(1)}`).join("");
 
   function drawChart(at) {
+    wide = unitsAcross(root);
     const grid = Array.from({ length: high - low + 1 }, (_, k) => low + k)
       .map((nats) => `<line x1="${left}" x2="${wide - 4}" y1="${y(nats)}" y2="${y(nats)}" stroke="var(--figure-grid)"/>
-        <text x="${left - 6}" y="${y(nats) + 3.5}" font-size="10" text-anchor="end" fill="currentColor">${nats}</text>`);
+        <text x="${left - 6}" y="${y(nats) + 4}" font-size="12" text-anchor="end" fill="currentColor">${nats}</text>`);
     const marks = all.flatMap((_, i) => ((i % 3 === 0 && i < all.length - 2) || i === all.length - 1) ? [
-      `<text x="${x(i)}" y="${tall - 6}" font-size="10" text-anchor="middle" fill="currentColor">${steps[i]}</text>`] : []);
+      `<text x="${x(i)}" y="${tall - 6}" font-size="12" text-anchor="middle" fill="currentColor">${steps[i]}</text>`] : []);
     const curve = (key, color) => `<path d="${path(key)}" fill="none" stroke="${color}" stroke-width="2"/>
       <circle cx="${x(at)}" cy="${y(all[at][key])}" r="4.5" fill="${color}"/>`;
     $(".chart").innerHTML = `<svg viewBox="0 0 ${wide} ${tall}" role="img"
@@ -79,8 +82,12 @@ explorer("checkpoints", (root, data) => {
       `<circle cx="${mapX(p).toFixed(1)}" cy="${mapY(p).toFixed(1)}" r="2.2" fill="var(--figure-blue)"/>`));
     const spread = [...all[at].places.keys()].sort((i, j) =>
       Math.hypot(...all[at].places[j]) - Math.hypot(...all[at].places[i]));
-    const labels = spread.slice(0, 12).filter((i) => i !== followed).map((i) => {
+    const taken = [all[at].places[followed]]; // no word is written over another
+    const apart = (p, q) => Math.abs(mapY(p) - mapY(q)) > 10 || Math.abs(mapX(p) - mapX(q)) > 34;
+    const labels = spread.slice(0, 16).filter((i) => i !== followed).map((i) => {
       const p = all[at].places[i];
+      if (!taken.every((q) => apart(p, q))) return "";
+      taken.push(p);
       return `<text x="${(mapX(p) + 4).toFixed(1)}" y="${(mapY(p) + 3).toFixed(1)}" font-size="10"
         fill="currentColor">${escaped(data.words[i].trim())}</text>`;
     });
@@ -89,6 +96,7 @@ explorer("checkpoints", (root, data) => {
     const p = all[at].places[followed];
     $(".map").innerHTML = `<svg viewBox="0 0 300 300" role="img"
       aria-label="Places of ${data.words.length} words; “${data.words[followed].trim()}” is marked">
+      <path d="M5 5H295V295H5ZM5 150H295M150 5V295" fill="none" stroke="var(--figure-grid)"/>
       ${words.join("")}${labels.join("")}
       <path d="${way.join("")}" fill="none" stroke="var(--figure-vermillion)" stroke-width="1.5"/>
       <circle cx="${mapX(p)}" cy="${mapY(p)}" r="4" fill="var(--figure-vermillion)"/>
@@ -134,6 +142,7 @@ explorer("checkpoints", (root, data) => {
     draw();
   });
   select.addEventListener("input", draw);
+  onWidth(root, draw);
   const most = Math.max(...onPrevious);
   slider.value = all.findIndex((_, i) => onPrevious[i] > most / 2); // where the head is just there
   stop();

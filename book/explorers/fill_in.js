@@ -24,15 +24,13 @@ explorer("fill_in", (root, data) => {
   data.lines.forEach((line, i) => choice.add(new Option(line.tokens.join("").trim(), i)));
 
   function bars(list, row, right) {
-    list.replaceChildren(
-      ...row.tokens.map((token, i) => {
-        const bar = document.createElement("li");
-        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-        bar.querySelector(".name").textContent = name(token) + (token === right ? " ✓" : "");
-        bar.querySelector(".bar").style.width = `${row.shares[i] / 10}%`;
-        bar.querySelector(".value").textContent = `${(row.shares[i] / 10).toFixed(1)} %`;
-        return bar;
-      }),
+    drawBars(
+      list,
+      row.tokens.map((token, i) => ({
+        name: name(token) + (token === right ? " ✓" : ""),
+        share: row.shares[i] / 1000,
+        value: `${(row.shares[i] / 10).toFixed(1)} %`,
+      })),
     );
   }
 

@@ -23,12 +23,12 @@ explorer("generation", (root, data) => {
         <button type="button" class="undo">Take one back</button>
       </p>
     </div>
-    <p class="controls">
+    <p class="controls sliders">
       <label>temperature <input type="range" min="-2" max="1" step="0.1" value="-0.6"> <output></output></label>
       <label>top-k <input type="range" min="0" max="10" step="0.5" value="10"> <output></output></label>
       <label>top-p <input type="range" min="0.05" max="1" step="0.05" value="1"> <output></output></label>
     </p>
-    <p class="label">The next token: <span class="key before">the model's share</span>
+    <p class="label">The next token: <span class="key before">the model’s share</span>
       <span class="key after">after your cuts</span></p>
     <ol class="bars pairs"></ol>
     <p class="reading" aria-live="polite"></p>

@@ -25,14 +25,14 @@ explorer("gpt_size", (root, data) => {
   }
   root.innerHTML = `
     <p class="controls"><label>Sizes of <select></select></label></p>
-    <p class="controls">${Object.keys(steps)
+    <p class="controls sliders">${Object.keys(steps)
       .map(
         (key) => `<label>${names[key]} <input type="range" min="0" data-key="${key}"
           max="${steps[key].length - 1}"> <output></output></label>`,
       )
       .join("")}</p>
     <p class="label">Parameters</p>
-    <ol class="bars"></ol>
+    <ol class="bars wordy"></ol>
     <p class="reading" aria-live="polite"></p>`;
   const select = root.querySelector("select");
   const sliders = [...root.querySelectorAll("input")];
@@ -82,17 +82,13 @@ explorer("gpt_size", (root, data) => {
     const { n_layers: L, d_model: D, n_heads: H, block_size: T } = sizes;
     const counts = parts(sizes);
     const total = Object.values(counts).reduce((sum, count) => sum + count, 0);
-    bars.replaceChildren(
-      ...Object.entries(counts).map(([name, count]) => {
-        const row = document.createElement("li");
-        row.style.gridTemplateColumns = "7rem 1fr 8.5rem"; // wider names and values than elsewhere
-        row.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-        row.querySelector(".name").textContent = name;
-        row.querySelector(".bar").style.width = `${(100 * count) / total}%`;
-        row.querySelector(".value").textContent =
-          `${rounded(count)}, ${((100 * count) / total).toFixed(1)} %`;
-        return row;
-      }),
+    drawBars(
+      bars,
+      Object.entries(counts).map(([name, count]) => ({
+        name,
+        share: count / total,
+        value: `${rounded(count)}, ${((100 * count) / total).toFixed(1)} %`,
+      })),
     );
     const attention = 12 * L * D * T;
     const flops = 6 * (total - T * D) + attention;

@@ -27,7 +27,7 @@ explorer("ladder", (root, data) => {
 
   function large(value) {
     const power = Math.floor(Math.log10(value));
-    return `${(value / 10 ** power).toFixed(1)} · 10^${power}`;
+    return `${(value / 10 ** power).toFixed(1)} · 10${superscript(power)}`;
   }
 
   function look(i) {

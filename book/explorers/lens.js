@@ -21,16 +21,15 @@ explorer("lens", (root, data) => {
   data.lines.forEach((line, i) => choice.add(new Option(line.tokens.join("").trim(), i)));
 
   function bars(bets, next) {
-    const list = document.createElement("ol");
-    list.className = "bars";
-    for (const [token, share] of bets) {
-      const bar = document.createElement("li");
-      bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-      bar.querySelector(".name").textContent = name(token) + (token === next ? " ✓" : "");
-      bar.querySelector(".bar").style.width = `${share / 10}%`;
-      bar.querySelector(".value").textContent = `${(share / 10).toFixed(1)} %`;
-      list.append(bar);
-    }
+    const list = made("ol", "", { className: "bars" });
+    drawBars(
+      list,
+      bets.map(([token, share]) => ({
+        name: name(token) + (token === next ? " ✓" : ""),
+        share: share / 1000,
+        value: `${(share / 10).toFixed(1)} %`,
+      })),
+    );
     return list;
   }
 
@@ -69,7 +68,7 @@ explorer("lens", (root, data) => {
     const last = line.bets[at].at(-1)[0][0];
     const since = settled(line.bets[at]);
     reading.textContent =
-      `After “${name(line.tokens[at])}” the model's bet is “${name(last)}”, ` +
+      `After “${name(line.tokens[at])}” the model’s bet is “${name(last)}”, ` +
       (since === 0 ? "from the embeddings on" : `its best since block ${since}`) +
       (next === undefined ? "." : `; the text goes on with “${name(next)}”.`);
   }
@@ -86,7 +85,7 @@ explorer("lens", (root, data) => {
   const depths = data.lines[0].bets[0].map((_, layer) => (layer === 0 ? "no block yet" : `block ${layer}`));
   return {
     bet: {
-      ask: "Over this line, how many of the model's final bets are already the best one before block 1?",
+      ask: "Over this line, how many of the model’s final bets are already the best one before block 1?",
       number: [0, 1000],
       check(guess) {
         const line = data.lines[choice.value];

@@ -9,13 +9,21 @@ explorer("loss_scaling", (root, data) => {
     float16: { top: 15, normal: -14, least: -25 },
     bfloat16: { top: 127, normal: -126, least: -134 },
   };
+  const fates = {
+    zero: { name: "become 0", color: "var(--figure-vermillion)" },
+    short: { name: "lose bits", color: "var(--figure-orange)" },
+    whole: { name: "are kept with all bits", color: "var(--figure-blue)" },
+    infinite: { name: "are infinite", color: "var(--figure-purple)" },
+  };
   root.innerHTML = `
     <p class="controls">
       <label>Loss multiplied by 2 to the power
         <input type="range" min="0" max="40" step="1" value="0"> <output></output></label>
       <label>Format <select><option>float16</option><option>bfloat16</option></select></label>
     </p>
-    <svg viewBox="0 0 360 150" role="img" style="width:100%;height:auto"></svg>
+    <p class="label">Gradients by size, in powers of two
+      ${Object.values(fates).map(({ name, color }) => `<span class="key" style="--key: ${color}">${name}</span>`).join(" ")}</p>
+    <div class="chart"><svg role="img"></svg></div>
     <p class="reading" aria-live="polite"></p>`;
   const slider = root.querySelector("input");
   const select = root.querySelector("select");
@@ -23,14 +31,8 @@ explorer("loss_scaling", (root, data) => {
   const reading = root.querySelector(".reading");
   const low = -46;
   const high = 24;
-  const place = (power) => (360 * (power - low)) / (high - low);
-  const fates = {
-    zero: { name: "become 0", color: "var(--figure-vermillion)" },
-    short: { name: "lose bits", color: "var(--figure-orange)" },
-    whole: { name: "are kept with all bits", color: "var(--figure-blue)" },
-    infinite: { name: "are infinite", color: "var(--figure-purple)" },
-  };
-
+  let wide = unitsAcross(root);
+  const place = (power) => (wide * (power - low)) / (high - low);
   function fate(power, format) {
     if (power > format.top) return "infinite";
     if (power >= format.normal) return "whole";
@@ -38,6 +40,8 @@ explorer("loss_scaling", (root, data) => {
   }
 
   function draw() {
+    wide = unitsAcross(root);
+    svg.setAttribute("viewBox", `0 0 ${wide} 150`);
     const scale = Number(slider.value);
     const format = formats[select.value];
     const most = Math.max(...data.shares);
@@ -55,11 +59,11 @@ explorer("loss_scaling", (root, data) => {
       .filter((power) => power > low && power < high)
       .map(
         (power) => `<line x1="${place(power)}" x2="${place(power)}" y1="8" y2="124" stroke="currentColor"
-          stroke-dasharray="3 3"></line><text x="${place(power)}" y="138" font-size="10" fill="currentColor"
-          text-anchor="middle">2^${power}</text>`,
+          stroke-dasharray="3 3"></line><text x="${place(power)}" y="141" font-size="12" fill="currentColor"
+          text-anchor="middle">2${superscript(power)}</text>`,
       );
     svg.innerHTML = `${edges.join("")}${bars.join("")}
-      <line x1="0" x2="360" y1="120" y2="120" stroke="currentColor"></line>`;
+      <line x1="0" x2="${wide}" y1="120" y2="120" stroke="currentColor"></line>`;
     slider.nextElementSibling.textContent = scale;
     const said = Object.keys(fates)
       .filter((kind) => sums[kind] >= 0.05)
@@ -71,6 +75,7 @@ explorer("loss_scaling", (root, data) => {
   }
 
   root.addEventListener("input", draw);
+  onWidth(root, draw);
   draw();
 
   // The share of gradients that keep all bits in float16 at a scale of 2 to this power.

@@ -11,11 +11,12 @@ explorer("microscope", (root, data) => {
     <p class="label">Whom does a token look at? Choose it.</p>
     <p class="tokens choice"></p>
     <div class="heat"></div>
+    <p class="note">A row for each token that looks, a column for each that is looked at.</p>
     <p class="reading" aria-live="polite"></p>
     <p class="load"><button type="button">Load the model (${(data.bytes / 1e6).toFixed(1)} MB)</button>
       to write your own text, choose among all heads and switch parts off.</p>
     <div class="live" hidden>
-      <p><label>Text <input type="text" maxlength="48" size="40"></label></p>
+      <p class="controls"><label class="wide">Text <input type="text" maxlength="48"></label></p>
       <p class="controls">
         <label>Layer <select class="layer"></select></label>
         <label>Head <select class="head"></select></label>
@@ -50,12 +51,7 @@ explorer("microscope", (root, data) => {
   const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
   const number = (value) => (value === -Infinity ? "−∞" : value.toFixed(2).replace("-", "−"));
 
-  function cell(tag, content, className = "") {
-    const made = document.createElement(tag);
-    made.textContent = content;
-    if (className) made.className = className;
-    return made;
-  }
+  const cell = (tag, content, className = "") => made(tag, content, { className });
 
   function drawTokens() {
     $(".choice").replaceChildren(
@@ -85,6 +81,7 @@ explorer("microscope", (root, data) => {
     const label = `Weights of ${size} queries (rows) on ${size} keys (columns); row ${query + 1} is chosen.`;
     $(".heat").innerHTML =
       `<svg viewBox="-0.1 -0.1 ${size + 0.2} ${size + 0.2}" role="img" aria-label="${label}">` +
+      `<rect x="-0.1" y="-0.1" width="${size + 0.2}" height="${size + 0.2}" fill-opacity="0.06"/>` +
       `${squares.join("")}<rect class="row" x="-0.05" y="${query - 0.05}" width="${size + 0.05}" height="1.05"/></svg>`;
   }
 
@@ -128,7 +125,7 @@ explorer("microscope", (root, data) => {
       ["q = split_heads(W_q(x), n_heads)", `(${n_heads}, ${t}, ${d})`, few(trace.queries[query], from)],
       ["k = split_heads(W_k(x), n_heads)", `(${n_heads}, ${t}, ${d})`, few(trace.keys[query], from)],
       ["v = split_heads(W_v(x), n_heads)", `(${n_heads}, ${t}, ${d})`, few(trace.values[query], from)],
-      ["scores = q @ k.mT / math.sqrt(d_k)", `(${n_heads}, ${t}, ${t})`, "the table's third column"],
+      ["scores = q @ k.mT / math.sqrt(d_k)", `(${n_heads}, ${t}, ${t})`, "the table’s third column"],
       ["scores.masked_fill(~mask, -inf).softmax(-1)", `(${n_heads}, ${t}, ${t})`, "the last column"],
       ["mixed = merge_heads(weights @ v)", `(${t}, ${d_model})`, few(trace.mixed[query], from)],
       ["output = W_o(mixed)", `(${t}, ${d_model})`, few(trace.output[query])],
@@ -145,16 +142,8 @@ explorer("microscope", (root, data) => {
   function drawNext(list, logits) {
     const shares = softmax([...logits]);
     const best = shares.map((_, id) => id).sort((a, b) => shares[b] - shares[a]).slice(0, 5);
-    list.replaceChildren(
-      ...best.map((id) => {
-        const line = document.createElement("li");
-        const bar = cell("span", "", "bar");
-        bar.style.width = `${100 * shares[id]}%`;
-        line.append(cell("span", gpt.tokenizer.name(id), "name"), bar);
-        line.append(cell("span", percent(shares[id]), "value"));
-        return line;
-      }),
-    );
+    drawBars(list, best.map((id) => (
+      { name: gpt.tokenizer.name(id), share: shares[id], value: percent(shares[id]) })));
   }
 
   function compute() {

@@ -37,15 +37,13 @@ explorer("next_character", (root, data) => {
     reading.textContent =
       (known ? `After ${shown}` : "Whatever came before") +
       (known < asked ? ` (${asked} characters back: not counted here)` : "");
-    bars.replaceChildren(
-      ...[...characters].slice(0, 8).map((character, i) => {
-        const bar = document.createElement("li");
-        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-        bar.querySelector(".name").textContent = name(character);
-        bar.querySelector(".bar").style.width = `${shares[i] / 10}%`;
-        bar.querySelector(".value").textContent = `${(shares[i] / 10).toFixed(1)} %`;
-        return bar;
-      }),
+    drawBars(
+      bars,
+      [...characters].slice(0, 8).map((character, i) => ({
+        name: name(character),
+        share: shares[i] / 1000,
+        value: `${(shares[i] / 10).toFixed(1)} %`,
+      })),
     );
   }
 

@@ -8,7 +8,7 @@
 explorer("norm_placement", (root, data) => {
   const depths = data.pre.map((stack) => stack.depth);
   const kinds = [
-    { key: "gradient", name: "gradient of each block's weights", log: true },
+    { key: "gradient", name: "gradient of each block’s weights", log: true },
     { key: "stream_rms", name: "size of the stream behind each block", log: false },
   ];
   root.innerHTML = `
@@ -17,7 +17,7 @@ explorer("norm_placement", (root, data) => {
         <output></output></label>
       <label>Show <select></select></label>
     </p>
-    <div class="panels"></div>
+    <div class="panels chart"></div>
     <p class="reading" aria-live="polite"></p>`;
   const slider = root.querySelector("input");
   const select = root.querySelector("select");
@@ -27,7 +27,7 @@ explorer("norm_placement", (root, data) => {
   const colors = { pre: "var(--figure-blue)", post: "var(--figure-vermillion)" };
 
   function bars(name, values, kind, low, high) {
-    const width = 320;
+    const width = unitsAcross(root);
     const height = 90;
     const step = width / values.length;
     const share = (v) =>
@@ -41,7 +41,7 @@ explorer("norm_placement", (root, data) => {
       .join("");
     return `<p class="label">${name}-norm: ${values[0].toPrecision(2)} at the first block,
         ${values[values.length - 1].toPrecision(2)} at the last</p>
-      <svg viewBox="0 0 ${width} ${height}" role="img" style="width:100%;height:auto"
+      <svg viewBox="0 0 ${width} ${height}" role="img"
         aria-label="${name}-norm, one bar for each of ${values.length} blocks">${rects}</svg>`;
   }
 
@@ -64,6 +64,7 @@ explorer("norm_placement", (root, data) => {
 
   slider.addEventListener("input", draw);
   select.addEventListener("change", draw);
+  onWidth(root, draw);
   draw();
 
   return {

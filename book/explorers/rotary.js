@@ -9,14 +9,14 @@ explorer("rotary", (root, data) => {
   const pairs = data.query.length / 2;
   const speed = (i) => data.base ** ((-2 * i) / data.query.length);
   root.innerHTML = `
-    <p class="controls">
+    <p class="controls sliders">
       <label>Query at <input type="range" min="0" max="${far}" value="12"> <output></output></label>
       <label>Key at <input type="range" min="0" max="${far}" value="9"> <output></output></label>
       <label><input type="checkbox"> move both together</label>
     </p>
-    <div class="clocks" style="display:flex;flex-wrap:wrap;gap:0.5rem 1rem"></div>
+    <div class="clocks"></div>
     <p class="reading" aria-live="polite"></p>
-    <p>Solid: the query. Dashed: the key. Beneath a circle: what its pair adds to the score.</p>`;
+    <p class="note">Solid: the query. Dashed: the key. Beneath a circle: what its pair adds to the score.</p>`;
   const [queryAt, keyAt] = root.querySelectorAll("input[type=range]");
   const together = root.querySelector("input[type=checkbox]");
   const outputs = root.querySelectorAll("output");
@@ -24,14 +24,14 @@ explorer("rotary", (root, data) => {
   clocks.innerHTML = Array.from(
     { length: pairs },
     (_, i) => `
-      <figure style="margin:0;flex:1 1 6rem;max-width:9rem">
+      <figure>
         <svg viewBox="-50 -50 100 100" width="100%" role="img">
           <circle r="46" fill="none" stroke="var(--figure-grid)"></circle>
           <line x1="0" y1="0" stroke="var(--figure-blue)" stroke-width="4"></line>
           <line x1="0" y1="0" stroke="var(--figure-vermillion)" stroke-width="4"
             stroke-dasharray="7 4"></line>
         </svg>
-        <figcaption style="font-size:0.85em">pair ${i}: <span></span></figcaption>
+        <figcaption>pair ${i}: <span></span></figcaption>
       </figure>`,
   ).join("");
 

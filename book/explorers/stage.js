@@ -37,6 +37,22 @@ function drawBars(list, rows) {
   );
 }
 
+const superscript = (power) =>
+  [...String(power)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
+
+// A drawing's width in its own units: about the pixels that it gets, so that its words stay readable.
+const unitsAcross = (root) => Math.min(520, Math.max(280, root.clientWidth));
+
+// Draw anew when the box gets wider or narrower.
+function onWidth(root, draw) {
+  let wide = root.clientWidth;
+  new ResizeObserver(() => {
+    if (root.clientWidth === wide) return;
+    wide = root.clientWidth;
+    draw();
+  }).observe(root);
+}
+
 const quietMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // ---------------------------------------------------------------------- the state, in the address

@@ -28,15 +28,10 @@ explorer("temperature", (root, data) => {
     root.querySelector(".reading").textContent =
       `After “${data.prompt}” the choice holds ${bits.toFixed(2)} bits: ` +
       `as open as one among ${(2 ** bits).toFixed(1)} characters of equal chance.`;
-    bars.replaceChildren(
-      ...order.slice(0, 8).map((i) => {
-        const bar = document.createElement("li");
-        bar.innerHTML = `<span class="name"></span><span class="bar"></span><span class="value"></span>`;
-        bar.querySelector(".name").textContent = name(data.characters[i]);
-        bar.querySelector(".bar").style.width = `${100 * p[i]}%`;
-        bar.querySelector(".value").textContent = `${(100 * p[i]).toFixed(1)} %`;
-        return bar;
-      }),
+    drawBars(
+      bars,
+      order.slice(0, 8).map((i) => (
+        { name: name(data.characters[i]), share: p[i], value: `${(100 * p[i]).toFixed(1)} %` })),
     );
   }
 
