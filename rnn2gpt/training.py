@@ -466,7 +466,7 @@ class Trainer:
             return "Lower --batch-size or --d-model."
         rows = c.batch_size // (c.accumulate * self.team.size)
         return (
-            f"A step holds {rows} × {c.block_size} tokens at once: work through it in more parts "
+            f"A step holds {rows:,} × {c.block_size} tokens at once: work through it in more parts "
             f"(--accumulate {2 * c.accumulate}), or lower --batch-size, --block-size or --d-model."
         )
 
@@ -583,6 +583,11 @@ class Trainer:
         folder = self.out / "last"
         if not folder.is_dir():  # a crash between two renames leaves only the older version
             folder = self.out / "last.old"
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self.out} holds no run to resume. Leave --resume out to begin one there, or name "
+                f"the folder of a run with --out."
+            )
         scalars = read_json(folder / "training.json")
         now = asdict(self.config)
         since = {f.name: f.default for f in fields(self.config) if f.name not in scalars["config"]}

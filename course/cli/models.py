@@ -215,7 +215,8 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
         bits = result["bits_per_character"]
         other = f"{nats / math.log(2):.4f} bits per token" if translates else ""
         other = other or f"{bits:.4f} bits per character"
-        click.echo(f"Validation loss: {nats:.4f} nats per token, {other}")
+        when = "Last validation loss" if result["interrupted"] else "Validation loss"
+        click.echo(f"{when}: {nats:.4f} nats per token, {other}")
     if result["interrupted"]:
         click.echo(f"Stopped at step {result['step']:,}. Go on with the same command and --resume.")
     click.echo(f"Kept in {out}. Try: rnn2gpt {'translate' if translates else 'generate'} {out}")
