@@ -46,8 +46,8 @@ def scaled_dot_product_attention(
         kernel = nn.functional.scaled_dot_product_attention
         return kernel(q, k, v, mask, is_causal=alone), None
     scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # (..., T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+    if mask is not None:  # what is added costs nothing on the way back
+        scores = scores + scores.new_zeros(mask.shape).masked_fill(~mask, -math.inf)
     weights = scores.softmax(dim=-1)
     return weights @ v, weights if need_weights else None
 

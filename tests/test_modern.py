@@ -14,7 +14,7 @@ from rnn2gpt.attention import causal_mask, scaled_dot_product_attention
 from rnn2gpt.checkpoint import MODELS
 from rnn2gpt.gpt import GPT, GPTConfig
 from rnn2gpt.kv_cache import KVCache
-from rnn2gpt.modern import ModernGPT, ModernGPTConfig, UnitNorm, _turns
+from rnn2gpt.modern import ModernGPT, ModernGPTConfig, UnitNorm, WindowDropout, _turns
 from rnn2gpt.multi_head import merge_heads, split_heads
 from rnn2gpt.optim import Muon, muon_groups, orthogonalize
 from rnn2gpt.positions import apply_rotary
@@ -152,6 +152,16 @@ def test_mixing_starts_at_nothing_and_reads_one_token_back() -> None:
     nn.init.normal_(attention.mix)
     before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
     assert torch.allclose(attention(x), plain(x + attention.mix * before))
+
+
+def test_dropout_takes_the_same_features_all_along_a_window() -> None:
+    torch.manual_seed(3)
+    drop, x = WindowDropout(0.25), torch.ones(40, 5, 50)
+    y = drop(x)
+    assert torch.equal(y, y[:, :1].expand_as(y)) and not torch.equal(y[0], y[1])
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert y.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(x), x)
 
 
 def test_the_square_of_relu() -> None:
