@@ -86,8 +86,12 @@ def western(text: str) -> str:
 
 WORN = {
     "plain": (s.as_bytes, ".ipynb", None),
-    "byte order mark": (lambda m: codecs.BOM_UTF8 + s.as_bytes(m), ".ipynb", "byte order mark"),
-    "UTF-16": (lambda m: s.as_bytes(m).decode().encode("utf-16"), ".ipynb", "byte order mark"),
+    "byte order mark": (
+        lambda m: codecs.BOM_UTF8 + s.as_bytes(m),
+        ".ipynb",
+        "encoded as utf-8-sig",
+    ),
+    "UTF-16": (lambda m: s.as_bytes(m).decode().encode("utf-16"), ".ipynb", "as utf-16"),
     "CRLF": (lambda m: s.as_bytes(m).replace(b"\n", b"\r\n"), ".ipynb", None),
     "CRLF in the code": (
         lambda m: json.dumps(m).replace("\\n", "\\r\\n").encode(),
@@ -100,7 +104,7 @@ WORN = {
         "not UTF-8",
     ),
     "nbformat 3": (as_old_format, ".ipynb", "old format"),
-    "no metadata": (without_metadata, ".ipynb", "without its mark"),
+    "no metadata": (without_metadata, ".ipynb", "without their mark"),
     "a script": (as_script, ".py", "script"),
 }
 
@@ -121,6 +125,8 @@ def test_worn_files_are_read_all_the_same(name):
     [
         (b"", "empty"),
         (b"   \n", "empty"),
+        (bytes(4096), "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (s.as_bytes(s.solved())[:5000], "cut off"),
         (s.as_bytes(s.solved()).replace(b'"cells"', b"cells", 1), r"broken in line \d"),
         (b'{"cells": [\n<<<<<<< HEAD\n]}', "unfinished merge"),
@@ -176,7 +182,7 @@ def test_retyped_cells_and_helpers_are_used():
     result = repaired(made)
     assert code_of(result) == RIGHT
     assert [c.source for c in result.cells if not c.answer] == ["import math\nhelper = math.pi"]
-    assert any("no code cell" in note for note in result.notes)
+    assert any("were no code" in note for note in result.notes)
 
 
 def test_an_edited_cell_of_ours_keeps_what_it_defines():
@@ -197,6 +203,7 @@ def test_an_edited_cell_of_ours_keeps_what_it_defines():
         ("%%bash\nrm -rf ~", ""),
         ("files = !ls", "pass"),
         ("torch.softmax?", "pass"),
+        ("```python\nx = 1\n```", "pass\nx = 1\npass"),
         ("x = (5\n  % 3)", "x = (5\n  % 3)"),  # a remainder, not a magic
         ("def broken(:", "def broken(:"),  # the student reads their own syntax error
     ],
@@ -204,6 +211,17 @@ def test_an_edited_cell_of_ours_keeps_what_it_defines():
 def test_lines_for_ipython_are_left_out(source, expected):
     cells = [c.source for c in repaired(s.with_cell(s.solved(), source)).cells if not c.answer]
     assert cells == ([expected] if expected else [])
+
+
+def test_what_is_odd_about_cells_is_said_once():
+    made = s.solved()
+    merged = "\n\n".join("".join(s.cell_of(made, name)["source"]) for name in NAMES[:-1])
+    cell = {"cell_type": "code", "metadata": {}, "source": merged}
+    notes = repaired(made | {"cells": [cell]}).notes
+    assert notes == [
+        f"Cells without their mark were taken for what they define: `{NAMES[0]}`.",
+        f"Missing from the notebook: `{NAMES[-1]}`.",
+    ]
 
 
 def test_written_answers_are_kept_apart():
@@ -825,8 +843,8 @@ def test_a_file_that_is_ready_is_told_from_one_that_is_not(tmp_path):
     assert result.exit_code == 1
     for said in (
         f"The file is named My rnn.ipynb, not {s.NOTEBOOK}.ipynb",
-        f"The cell of `{NAMES[0]}` is missing from the notebook.",
-        f"There are several cells of `{NAMES[1]}`",
+        f"Missing from the notebook: `{NAMES[0]}`.",
+        f"Answers in several cells were run in order: `{NAMES[1]}`.",
         "leans on `cross_entropy`",
         "The set-up cell was not run in this file.",
         f"Cell {len(cells) + 1} stopped with NameError when it was run last.",

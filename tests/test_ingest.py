@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -163,6 +164,38 @@ def test_one_folder_with_work_on_several_assignments(tmp_path):
     assert one.notebook == "rnn"
     (one,) = ingest(tmp_path, s.assignment("lstm").name)  # named otherwise, and told what it is
     assert one.notebook == "lstm"
+
+
+def test_names_that_browsers_give_are_read(tmp_path):
+    folder = tmp_path / "class"
+    (folder / "ada").mkdir(parents=True)
+    (folder / "ada" / f"{BOOK}.txt").write_bytes(SOLVED)
+    (folder / f"bob_{BOOK}.json").write_bytes(SOLVED)
+    rows = rows_of(folder)
+    assert set(rows) == {"ada", "bob"}
+    assert all(row.suffix == ".ipynb" and row.data == SOLVED for row in rows.values())
+
+
+def test_who_handed_in_what_is_hidden_has_a_row(tmp_path):
+    hidden = tmp_path / "class" / "ada" / ".ipynb_checkpoints"
+    hidden.mkdir(parents=True)
+    (hidden / BOOK).write_bytes(SOLVED)
+    (tmp_path / "class" / ".git").mkdir()
+    (tmp_path / "class" / ".git" / BOOK).write_bytes(SOLVED)
+    rows = rows_of(tmp_path / "class")
+    assert set(rows) == {"ada"} and "no notebook" in rows["ada"].problem
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are names any bytes")
+def test_names_of_any_bytes_are_told_apart_and_can_be_written(tmp_path):
+    for name in (b"bad\xff", b"bad\xfe"):
+        folder = os.fsencode(tmp_path) + b"/class/" + name
+        os.makedirs(folder)
+        Path(os.fsdecode(folder), BOOK).write_bytes(SOLVED)
+    rows = rows_of(tmp_path / "class")
+    assert len(rows) == 2
+    for student, row in rows.items():
+        assert row.data == SOLVED and (student + row.path).encode()
 
 
 # --- what reaches past nothing ------------------------------

@@ -92,13 +92,18 @@ def _walk(folder: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
     if not children and parts:
         yield Entry(parts)
     for child in children:
-        here = (*parts, child.name)
+        here = (*parts, _label(child.name))
         if not child.is_dir(follow_symlinks=False):
             yield _file(Path(child.path), here)
         elif len(here) < MAX_DEPTH:
             yield from _walk(Path(child.path), here)
         else:
             yield Entry(here, problem="The folders are nested too deeply; the rest was left.")
+
+
+def _label(name: str) -> str:
+    """A name that can be written and shown, whatever bytes the file system holds for it."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _file(path: Path, parts: tuple[str, ...]) -> Entry:

@@ -63,8 +63,17 @@ class _File:
         return self.person.original or self.entry.name
 
     @property
+    def suffix(self) -> str:
+        return _plain(self.name).suffix.lower()
+
+    @property
     def time(self) -> float:
         return self.person.submitted or self.entry.time
+
+
+def _plain(name: str) -> Path:
+    """A file's name without what browsers append to it: `rnn.ipynb.txt`, `rnn.ipynb.json`."""
+    return Path(re.sub(r"(\.ipynb)\.\w+$", r"\1", name, flags=re.IGNORECASE))
 
 
 def ingest(
@@ -120,12 +129,14 @@ def _placed(path: Path, known: dict[str, Assignment]) -> list[Entry]:
 
 def _relevant(entries: list[Entry]) -> list[Entry]:
     """Without what systems leave behind, and without one folder around everything."""
-    kept = [
-        entry
-        for entry in entries
-        if not any(part.startswith((".", "__MACOSX")) for part in entry.parts)
-    ]
+
+    def is_left(part: str) -> bool:
+        return part.startswith((".", "__MACOSX"))
+
+    kept = [entry for entry in entries if not any(map(is_left, entry.parts))]
     tops = {entry.parts[0] for entry in kept}
+    bare = {entry.parts[0] for entry in entries if not is_left(entry.parts[0])} - tops
+    kept += [Entry((top,)) for top in sorted(bare)]  # a student may have nothing else
     inner = [replace(entry, parts=entry.parts[1:]) for entry in kept if len(entry.parts) > 1]
     names = {entry.parts[0] for entry in inner}
     is_class = METADATA in names or any(recognize(name, {}) for name in names)
@@ -155,7 +166,7 @@ def _people(
         if part in known and place > 0:  # nbgrader's tree, in whatever folder
             return [_safe(Person(entry.parts[place - 1].removesuffix(".zip")))]
     is_file = alone and entry.load is not None and not entry.problem
-    if is_file and not top.lower().endswith(SUFFIXES):
+    if is_file and _plain(top).suffix.lower() not in SUFFIXES:
         return []  # a file of the instructor's: a list of names, a remark
     is_named_after = is_file or top.lower().endswith(".zip")
     return [_safe(Person(_student_of(top, known) if is_named_after else top))]
@@ -169,7 +180,7 @@ def _safe(person: Person) -> Person:
 
 def _student_of(file_name: str, known: dict[str, Assignment]) -> str:
     """The student that a file is named after: `ada_rnn.ipynb`, `rnn-ada.ipynb` and the like."""
-    stem = Path(file_name).stem
+    stem = _plain(file_name).stem
     for name in (a.notebook for a in known.values()):
         bare = re.sub(rf"(?:^|[-_. ]+){re.escape(name)}(?=$|[-_. ])|^{re.escape(name)}", "", stem)
         if bare != stem:
@@ -187,7 +198,7 @@ class _Student:
         self.all = files
         self.stamp = next((f for f in files if f.entry.name == "timestamp.txt"), None)
         readable = [f for f in files if f.entry.load is not None and not f.entry.problem]
-        self.files = [f for f in readable if f.name.lower().endswith(SUFFIXES)][:MAX_FILES]
+        self.files = [f for f in readable if f.suffix in SUFFIXES][:MAX_FILES]
         self.notes = list(dict.fromkeys(f.entry.problem for f in files if f.entry.problem))[:5]
         if len(readable) > MAX_FILES:
             self.notes.append(f"Only the first {MAX_FILES} files were looked at.")
@@ -240,7 +251,7 @@ class _Student:
             task.name if task else "",
             task.notebook if task else "",
             "/".join(chosen.entry.parts),
-            Path(chosen.name).suffix.lower(),
+            chosen.suffix,
             chosen.data,
             problem,
             tuple(notes),
@@ -313,7 +324,7 @@ class _Student:
 
         def rank(file: _File) -> tuple[int, bool, int, float, bool]:
             right = task is not None and Path(file.name).stem == task.notebook
-            notebook = file.name.lower().endswith(".ipynb")
+            notebook = file.suffix == ".ipynb"
             return file.worth, notebook, file.person.attempt, file.time, right
 
         if len(files) > 1:
@@ -338,8 +349,7 @@ class _Student:
         try:
             file.data = file.data if file.data is not None else file.entry.read()
             if task is not None:
-                suffix = Path(file.name).suffix.lower()
-                repaired = repair(file.data, suffix, task, self.release(task))
+                repaired = repair(file.data, file.suffix, task, self.release(task))
                 file.worth = 1 if repaired.untouched else 2
         except (OSError, Refused):
             file.worth = 0

@@ -8,10 +8,10 @@ mended and noted; what cannot is refused with a reason.
 from __future__ import annotations
 
 import ast
-import codecs
 import functools
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ MAX_CELLS = 500
 MAX_SOURCE = 400_000  # characters of code in all
 UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
-_SHELL = re.compile(r"^\s*(?:[%!?]|[\w.]+\s*=\s*[%!](?!=))|\?\s*$")
+_SHELL = re.compile(r"^\s*(?:[%!?]|```|[\w.]+\s*=\s*[%!](?!=))|\?\s*$")
 _HARMLESS_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
 _SCRIPT_CELL = re.compile(r"^# (?:%%|In\[)[^\n]*\n?", re.MULTILINE)
 
@@ -83,10 +83,10 @@ def repair(data: bytes, suffix: str, assignment: Assignment, release: bytes | No
 
 def _read(data: bytes, suffix: str, notes: list[str]) -> list[_Raw]:
     if len(data) > MAX_BYTES:
-        raise Refused(f"The file is larger than {MAX_BYTES >> 20} MB.")
-    if not data.strip():
+        raise Refused(f"The file is larger than {MAX_BYTES >> 20} MB. Clear its outputs.")
+    text = _decode(data, notes).strip("\0").replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
         raise Refused("The file is empty.")
-    text = _decode(data, notes).replace("\r\n", "\n").replace("\r", "\n")
     if not text.lstrip().startswith(("{", "[")):  # as JSON begins, whatever the file is called
         if suffix != ".py" and not (_parses(text) and _defined_in(text)):
             raise Refused(f"The file is not a notebook: it holds {_what(data)}.")
@@ -110,6 +110,7 @@ def _what(data: bytes) -> str:
         (b"%pdf", "a PDF"),
         (b"<", "a web page, or another markup; download the notebook itself"),
         (b"\x89png", "a picture"),
+        (b"version https://git-lfs", "a pointer of Git LFS, not what it points to"),
     ):
         if start.startswith(mark):
             return kind
@@ -128,16 +129,11 @@ def _fault(text: str, error: Exception) -> str:
 
 
 def _decode(data: bytes, notes: list[str]) -> str:
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if data.startswith(mark):
-            notes.append(f"The file begins with a byte order mark ({encoding}); it was removed.")
-            return data.decode(encoding, errors="replace")
+    """The text of a file, its encoding known by a byte order mark or by where its zeros stand."""
+    encoding = json.detect_encoding(data)
+    if encoding != "utf-8":
+        notes.append(f"The file is encoded as {encoding}, not plain UTF-8; it was read as that.")
+        return data.decode(encoding, errors="replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -188,6 +184,7 @@ class _Sorter:
         self.release = ours
         self.unsolved = {_plain(cell.source) for cell in ours if cell.kind == "code"}
         self.known = bool(ours)
+        self.retyped, self.unmarked = set[str](), set[str]()  # answers not in cells as we gave them
 
     def sort(self, raw: list[_Raw]) -> Repaired:
         result = Repaired(setup=self._our("setup"), notes=self.notes)
@@ -210,12 +207,13 @@ class _Sorter:
                 if cell.source.strip() and at is None:
                     prose.append((number, place, cell.source))
             elif name is not None:
-                self._note_answer(result, cell, name)
+                self.retyped |= {name} if cell.kind != "code" else set()
+                self.unmarked |= {name} if name not in cell.ids else set()
                 result.cells.append(Cell(name, self._code(cell.source, name), place, True))
             elif cell.source.strip():
                 self._add_helper(result, cell, number, place)
         self._recover_written(result.written, prose)
-        self._note_gaps(result, stubs)
+        self._note_answers(result, stubs)
         return result
 
     def _our(self, grade_id: str) -> str:
@@ -240,14 +238,6 @@ class _Sorter:
             return by_id
         defined = _defined_in(cell.source)
         return next((name for name in self.names if name in defined), None)
-
-    def _note_answer(self, result: Repaired, cell: _Raw, name: str) -> None:
-        if cell.kind != "code":
-            self._note(f"The cell of `{name}` was no code cell any more; it was run as one.")
-        if name not in cell.ids:
-            self._note(f"A cell without its mark was taken for `{name}`, which it defines.")
-        if any(other.name == name for other in result.cells):
-            self._note(f"There are several cells of `{name}`; they were run in order.")
 
     def _add_helper(self, result: Repaired, cell: _Raw, number: int, place: int) -> None:
         source = self._code(cell.source, f"cell {number}")
@@ -279,21 +269,30 @@ class _Sorter:
                 numbers = ", ".join(str(number) for number, _, _ in found)
                 self._note(f"The written answer was taken from cell {numbers}, which has no mark.")
 
-    def _note_gaps(self, result: Repaired, stubs: set[str]) -> None:
-        if not self.known:
-            return
-        found = {cell.name for cell in result.cells} | stubs
-        for name in self.names:
-            if name not in found:
-                self._note(f"The cell of `{name}` is missing from the notebook.")
+    def _note_answers(self, result: Repaired, stubs: set[str]) -> None:
+        """Say of all answers at once what is odd about their cells."""
+        answers = [cell for cell in result.cells if cell.answer]
+        count = Counter(cell.name for cell in answers)
+        several = {name for name in count if count[name] > 1}
+        there = stubs.union(count, *(_defined_in(cell.source) for cell in answers))
+        missing = set(self.names) - there if self.known else set()
+        for what, found in (
+            ("Cells that were no code any more were run as code", self.retyped),
+            ("Cells without their mark were taken for what they define", self.unmarked),
+            ("Answers in several cells were run in order", several),
+            ("Missing from the notebook", missing),
+        ):
+            names = ", ".join(f"`{name}`" for name in self.names if name in found)
+            if names:
+                self._note(f"{what}: {names}.")
 
     def _code(self, source: str, name: str) -> str:
-        """Plain Python: lines for IPython or the shell are left out where they stand in the way."""
+        """Plain Python: lines of another language are left out where they stand in the way."""
         if _parses(source):
             return source
         mended = _without_shell(source)
         if mended != source and _parses(mended):
-            self._note(f"In {name}, lines for IPython or the shell were left out.")
+            self._note(f"In {name}, lines for IPython, the shell or Markdown were left out.")
             return mended
         return source
 
