@@ -585,8 +585,8 @@ class Trainer:
             folder = self.out / "last.old"
         if not folder.is_dir():
             raise CheckpointError(
-                f"{self.out} holds no run to resume. Leave --resume out to begin one there, or name "
-                f"the folder of a run with --out."
+                f"{self.out} holds no run to resume. Leave --resume out to begin one there, or "
+                f"name the folder of a run with --out."
             )
         scalars = read_json(folder / "training.json")
         now = asdict(self.config)
