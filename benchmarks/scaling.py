@@ -150,6 +150,11 @@ def main() -> None:
     for width in options.widths:
         tried = [run(width, trial, rate, result["search"]) for rate in options.rates]
         best[width] = min(tried, key=lambda one: one["nats"])["learning_rate"]
+    result["runs"] = [  # with other rates to choose from, another may be the best
+        one
+        for one in result["runs"]
+        if one["learning_rate"] == best.get(one["d_model"], one["learning_rate"])
+    ]
     for budget in options.budgets:
         for width in options.widths:
             run(width, budget, best[width], result["runs"])

@@ -112,6 +112,10 @@ def test_scaling_study_goes_on_where_it_stopped(root: Path, tmp_path: Path) -> N
     printed = run(root, "scaling.py", "--widths", "16", "32", *options, "--out", str(out))
     assert "'d_model': 32" in printed and "'d_model': 16" not in printed
     assert len(json.loads(out.read_text())["runs"]) == 4
+    options[options.index("0.01")] = "0.02"  # another rate to choose from: its runs, no others
+    run(root, "scaling.py", "--widths", "16", *options, "--out", str(out))
+    rates = [(one["d_model"], one["learning_rate"]) for one in json.loads(out.read_text())["runs"]]
+    assert sorted(rates) == [(16, 0.02), (16, 0.02), (32, 0.01), (32, 0.01)]
 
 
 def test_stored_scaling_study_holds_the_law_of_its_runs(root: Path) -> None:
