@@ -6,9 +6,10 @@
 
 The first trains GPTs of one configuration: ours by `Trainer`, which also draws its batches, and
 `transformers`' GPT2LMHeadModel and both of `llms-from-scratch`'s models by the shortest loop, on
-ready-made batches, with the same fused AdamW and clipping. They take turns, step by step, in one
-process; a ratio is that of two neighbors in time, and its spread is that of the turns. `--device
-cuda` measures the same on a GPU. It writes `book/_data/training_benchmark.json`.
+ready-made batches, with the same fused AdamW and clipping: all in float32 and then, where the
+device has it, all under autocast in bfloat16. They take turns, step by step, in one process; a
+ratio is that of two neighbors in time, and its spread is that of the turns. `--device cuda`
+measures the same on a GPU. It writes `book/_data/training_benchmark.json`.
 
 The second pairs our `Trainer` (batches, schedule, clipping, bookkeeping) with the shortest loop
 that trains the same network on ready-made batches: torch.nn.Embedding, torch.nn.LSTM,
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from course.ladder import machine
 from rnn2gpt.checkpoint import MODELS
 from rnn2gpt.data import CharTokenizer, get_batch, load_text, split
+from rnn2gpt.devices import PRECISIONS, autocast, has_bfloat16
 from rnn2gpt.gpt import GPTConfig, count_parameters, flops_per_token
 from rnn2gpt.lstm import CharLSTMConfig
 from rnn2gpt.training import Trainer, TrainingConfig, tapes
@@ -153,21 +155,25 @@ SIZES = {  # the small model's with more turns, since they are short, and ten ti
 class Peer:
     """A model of another library in the shortest loop that trains it."""
 
-    def __init__(self, model: nn.Module, logits: Callable[[Any], Tensor], device: str) -> None:
+    def __init__(
+        self, model: nn.Module, logits: Callable[[Any], Tensor], device: str, precision: str
+    ) -> None:
         self.model, self.logits = model.to(device).train(), logits
+        self.autocast = autocast(torch.device(device), PRECISIONS[precision])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 3e-4, fused=True)
 
     def step(self, x: Tensor, y: Tensor) -> None:
-        logits = self.logits(self.model(x))  # (B, T, V)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+        with self.autocast():
+            logits = self.logits(self.model(x))  # (B, T, V)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
 
-def peers(config: GPTConfig, device: str) -> dict[str, Peer]:
-    """GPTs of the same sizes from other libraries, without dropout."""
+def peers(config: GPTConfig, *where: str) -> dict[str, Peer]:
+    """GPTs of the same sizes from other libraries, without dropout; on a device, in a precision."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     theirs = GPT2Config(
@@ -184,7 +190,7 @@ def peers(config: GPTConfig, device: str) -> dict[str, Peer]:
         bos_token_id=0,
         eos_token_id=0,
     )
-    found = {"transformers": Peer(GPT2LMHeadModel(theirs), lambda out: out.logits, device)}
+    found = {"transformers": Peer(GPT2LMHeadModel(theirs), lambda out: out.logits, *where)}
     sizes = {
         "vocab_size": config.vocab_size,
         "context_length": config.block_size,
@@ -196,7 +202,7 @@ def peers(config: GPTConfig, device: str) -> dict[str, Peer]:
     }
     book = raschka()
     for name, kind in (("", book.GPTModel), (" (fast)", book.GPTModelFast)):
-        found[f"llms-from-scratch{name}"] = Peer(kind(sizes), lambda logits: logits, device)
+        found[f"llms-from-scratch{name}"] = Peer(kind(sizes), lambda logits: logits, *where)
     return found
 
 
@@ -209,14 +215,16 @@ def raschka() -> Any:
     return importlib.import_module("llms_from_scratch.ch04")
 
 
-def compare(config: GPTConfig, batch_size: int, rounds: int, device: str) -> dict[str, Any]:
+def compare(
+    config: GPTConfig, batch_size: int, rounds: int, device: str, precision: str
+) -> dict[str, Any]:
     """Tokens per second and peak memory of each, and ours over theirs, turn by turn."""
     torch.manual_seed(0)
     ids = torch.randint(config.vocab_size, (100_000,))
     settings = replace(
         CONFIG, model="gpt", steps=10**9, batch_size=batch_size, block_size=config.block_size
     )
-    settings = replace(settings, device=device, compile=False)
+    settings = replace(settings, device=device, precision=precision, compile=False)
     ours = Trainer(settings, config, TOKENIZER, ids, VALIDATION)
     batches = [get_batch(ids, config.block_size, batch_size, device=device) for _ in range(4)]
     endless = cycle(batches)
@@ -225,7 +233,7 @@ def compare(config: GPTConfig, batch_size: int, rounds: int, device: str) -> dic
         peer.step(*next(endless))
 
     steps: dict[str, Callable[[], None]] = {"rnn2gpt": ours.train_step}
-    steps |= {name: partial(turn, peer) for name, peer in peers(config, device).items()}
+    steps |= {name: partial(turn, peer) for name, peer in peers(config, device, precision).items()}
     turns = [
         {name: seconds(step, device) for name, step in steps.items()} for _ in range(rounds + 2)
     ][2:]  # the first two warm up
@@ -241,6 +249,7 @@ def compare(config: GPTConfig, batch_size: int, rounds: int, device: str) -> dic
         }
     return {
         "config": vars(config),
+        "precision": precision,
         "batch_size": batch_size,
         "parameters": count_parameters(config),
         "flops_per_step": flops_per_token(config) * tokens,
@@ -250,9 +259,10 @@ def compare(config: GPTConfig, batch_size: int, rounds: int, device: str) -> dic
 
 
 def gpts(rounds: int, device: str) -> dict[str, Any]:
-    """Both sizes, with what measured them. Processor time on a CPU, in one thread."""
+    """Both sizes in each precision, with what measured them. On a CPU one thread's time."""
     import transformers
 
+    precisions = ["float32"] + ["bfloat16"] * has_bfloat16(torch.device(device))
     torch.set_num_threads(1)
     return {
         "command": "python benchmarks/training.py --gpt",
@@ -264,9 +274,9 @@ def gpts(rounds: int, device: str) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "llms-from-scratch": "1.0.19",
         },
-        "precision": "float32",
         "sizes": {
-            name: compare(config, batch_size, times * rounds, device)
+            f"{name}, {precision}": compare(config, batch_size, times * rounds, device, precision)
+            for precision in precisions
             for name, (config, batch_size, times) in SIZES.items()
         },
     }
