@@ -298,7 +298,7 @@ def parity(browser: Any, site: Site, root: Path) -> dict[str, float]:
     ids = loaded.tokenizer.encode(PARITY_TEXT)
     script = f"""
     const done = arguments[arguments.length - 1];
-    loadModel(asset("models/small-gpt.safetensors")).then((gpt) => {{
+    loadModel(GPT, asset("models/small-gpt.safetensors")).then((gpt) => {{
       const ids = gpt.tokenizer.encode({json.dumps(PARITY_TEXT)});
       const rows = (all) => all.map((row) => [...row]);
       const [trace, cache] = [[], gpt.emptyCache()];

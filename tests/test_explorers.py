@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from pages import served, wait
 
-from course.site.explorers import scripts
+from course.site.explorers import named, scripts
 from course.web import export_web
 from rnn2gpt.checkpoint import load_model, save_model
 from rnn2gpt.generation import filter_logits
 from rnn2gpt.gpt import GPT, GPTConfig, count_parameters, flops_per_token
 from rnn2gpt.quantization import quantize_model
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
+from rnn2gpt.translation import english_number
+from rnn2gpt.translator import alignment, translate
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
@@ -75,21 +80,6 @@ def test_explorer_of_counts_bets_and_writes(root: Path, tmp_path: Path, browser:
     assert "not counted" in texts(browser, ".reading")[0]
 
 
-def test_explorer_of_reach_reads_the_gradient(root: Path, tmp_path: Path, browser: Any) -> None:
-    from selenium.webdriver.common.keys import Keys
-
-    near = {"name": "near", "reach": [[1.0], [0.0, 1.0], [0.0, 0.0, 1.0]]}
-    far = {"name": "far", "reach": [[1.0], [0.9, 0.1], [0.5, 0.3, 0.2]]}
-    explore(browser, root, tmp_path, "reach", {"text": "abc", "models": [near, far]})
-    position = found(browser, "input")[0]
-    position.send_keys(Keys.END)
-    readings = texts(browser, ".reading")
-    assert "last 1 character." in readings[0] and "last 3 characters." in readings[1]
-    position.send_keys(Keys.ARROW_LEFT)
-    assert "last 2 characters." in texts(browser, ".reading")[1]
-    assert len(found(browser, ".unread")) == 2  # c, for both models
-
-
 def test_explorer_of_tokens_cuts_as_the_package_does(
     root: Path, tmp_path: Path, browser: Any
 ) -> None:
@@ -134,26 +124,186 @@ def test_explorer_of_temperature_is_softmax(root: Path, tmp_path: Path, browser:
     assert texts(browser, ".bars .value") == ["98.8 %", "1.2 %"]  # 81 to 1
 
 
+def lab(root: Path, folder: Path, name: str, data: object) -> Path:
+    """A folder to serve: the explorer on `page.html`, and the course's networks that it loads."""
+    static = folder / "_static"
+    static.mkdir()
+    files = [root / "book/_static/course.js", *scripts(root / "book", name)]
+    for file in files:
+        shutil.copy(file, static)
+    for model in named(files[-1], "model"):
+        export_web(root / "book/_data/models" / model, static / "models" / f"{model}.safetensors")
+    tags = "".join(f'<script src="_static/{file.name}"></script>' for file in files)
+    (folder / "page.html").write_text(
+        f"<!doctype html><meta charset=utf-8><div data-explorer={name}></div>"
+        f'<script type="application/json" id="data-{name}">{json.dumps(data)}</script>{tags}',
+        "utf-8",
+    )
+    return folder
+
+
+def load_networks(browser: Any, address: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(f"{address}/page.html")
+    found(browser, ".load button")[0].send_keys(Keys.ENTER)
+    wait(browser, "document.querySelector('.live:not([hidden])')")
+
+
+def write(browser: Any, text: str) -> None:
+    """Put `text` where the explorer's text stands, by keyboard."""
+    from selenium.webdriver.common.keys import Keys
+
+    field = found(browser, "textarea")[0]
+    field.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE, text)
+
+
+NUMBER = {
+    "task": "numbers",
+    "source": ["ten", "thousand"],
+    "target": ["一", "万", "<eos>"],
+    "weights": [[0.98, 0.02], [0.25, 0.75], [0.5, 0.5]],
+    "plain": "一百",
+    "truth": "一万",
+}
+DATE = {"task": "dates", "source": ["7", "."], "target": ["7", "<eos>"], "truth": "7"}
+DATE |= {"weights": [[1.0, 0.0], [0.5, 0.5]], "plain": "7"}
+LENGTHS = {
+    "numbers": {"unit": "words", "trained": 16, "bins": [[2, 4, 80, 100, 90], [5, 9, 40, 99, 50]]},
+    "dates": {"unit": "characters", "trained": None, "bins": [[8, 20, 30, 100, 12]]},
+}
+ALIGNED = {"items": [NUMBER, DATE], "lengths": LENGTHS, "bytes": 1}
+
+
 def test_explorer_of_alignment_says_where_a_token_looks(
     root: Path, tmp_path: Path, browser: Any
 ) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    number = {"task": "numbers", "source": ["ten", "thousand"], "target": ["一", "万", "<eos>"]}
-    date = {"task": "dates", "source": ["7", "."], "target": ["7", "<eos>"]}
-    weights = {"weights": [[0.98, 0.02], [0.25, 0.75], [0.5, 0.5]]}
-    explore(browser, root, tmp_path, "alignment", [number | weights, date | weights])
+    explore(browser, root, tmp_path, "alignment", ALIGNED)
     reading = "“thousand” at place 2 (75 %), “ten” at place 1 (25 %)"
     assert reading in texts(browser, ".reading")[0]  # the jump is what one sees first
     pressed = "button[aria-pressed=true]"
     assert texts(browser, pressed) == ["万"]
-    first = found(browser, "button")[0]
-    first.send_keys(Keys.SPACE)
+    found(browser, ".answer button")[0].send_keys(Keys.SPACE)
     assert texts(browser, pressed) == ["一"]
     assert texts(browser, ".reading")[0].endswith("it looks at “ten” at place 1 (98 %).")
+    opacities = [float(c.get_attribute("fill-opacity")) for c in found(browser, "[data-row='0']")]
+    assert opacities == pytest.approx([0.05 + 0.95 * 0.98, 0.05 + 0.95 * 0.02], abs=1e-3)
+    assert "Of 80 tested with 2 to 4, 100 % were right" in texts(browser, ".study")[0]
+    assert bet(browser, "yes").startswith("Not so. With attention 一万, without 一百: they part at")
+    assert texts(browser, ".compared") == ["With attention the answer is right, without it wrong."]
     found(browser, "select")[0].send_keys(Keys.ARROW_DOWN)
     assert texts(browser, ".answer button") == ["7", "end"]
     assert "to write “7” it looks at “7”" in texts(browser, ".reading")[0]
+    assert texts(browser, ".study") == ["No test had 2 characters."]
+
+
+def test_alignment_reads_any_number_or_date(root: Path, tmp_path: Path, browser: Any) -> None:
+    looking, plain = (
+        load_model(root / "book/_data/models" / f"numbers-seq2seq{tail}") for tail in ("", "-plain")
+    )
+    with served(lab(root, tmp_path, "alignment", ALIGNED)) as address:
+        load_networks(browser, address)
+        for written, words in (("66,405,090", english_number(66_405_090)), ("Two-hundred", "")):
+            write(browser, written)
+            words = words or "two hundred"
+            source, target, weights = alignment(looking.model, looking.tokenizer, words)
+            assert texts(browser, ".source")[0] == " ".join(source)
+            assert texts(browser, ".answer button") == [*target[:-1], "end"]
+            cells = [float(c.get_attribute("fill-opacity")) for c in found(browser, "[data-row]")]
+            shown = [(cell - 0.05) / 0.95 for cell in cells]
+            assert shown == pytest.approx(weights.flatten().tolist(), abs=2e-3)
+            other = translate(plain.model, plain.tokenizer, [words])[0]
+            same = other == "".join(target[:-1])
+            verdict = bet(browser, "yes" if same else "no")
+            assert verdict.startswith("Right.") and other in verdict
+        write(browser, "12. Juli 1969")
+        assert texts(browser, ".answer button") == [*"1969-07-12", "end"]
+        assert found(browser, "select")[0].get_attribute("value") == "own"
+        write(browser, "the 4th ☃")
+        assert "cannot read this: it knows no “☃”" in texts(browser, ".reading")[0]
+
+
+SPOKEN_OF = "In care of thee,\nmy dear one.\n"
+
+
+@pytest.fixture(scope="module")
+def reading(root: Path) -> Any:
+    """What the book's page hands to the memory lab, made by PyTorch."""
+    spec = importlib.util.spec_from_file_location("memory", root / "book" / "memory.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.MODELS = root / "book" / "_data" / "models"
+    return module.opening(SPOKEN_OF)
+
+
+def test_memory_shows_the_same_before_and_after_its_networks_are_loaded(
+    root: Path, tmp_path: Path, browser: Any, reading: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with served(lab(root, tmp_path, "lstm_memory", reading)) as address:
+        browser.get(f"{address}/page.html")
+        table = "return document.querySelector('[data-explorer]').asFigure()"
+        opening = browser.execute_script(table)
+        assert "average of all 128 units" in opening
+        load_networks(browser, address)
+        loaded = browser.execute_script(table)
+        numbers = [
+            [cell.text for cell in BeautifulSoup(figure, "html.parser").find_all("td")]
+            for figure in (opening, loaded)
+        ]
+        assert len(numbers[0]) > 100
+        for ours, theirs in zip(*numbers, strict=True):  # text, shade, powers of ten, gates
+            if ours != theirs:  # the third digit may have been rounded another way
+                assert float(ours) == pytest.approx(float(theirs), rel=0.01)
+
+        lag = found(browser, "[data-key=lag]")[0]
+        lag.send_keys(Keys.HOME)
+        f = dict(reading["networks"][1]["rows"])["f"]
+        gates = 1.0
+        for step, gate in enumerate(reversed(f[1:]), start=1):  # one lag after another
+            lag.send_keys(Keys.ARROW_RIGHT)
+            gates *= gate
+            if step in (3, len(f) - 1):
+                assert bet(browser, round(100 * gates)).startswith("Right.")
+                browser.find_element("css selector", ".bet input").clear()
+                wrong = (round(100 * gates) + 50) % 100
+                assert bet(browser, wrong).startswith("Not so.")
+                browser.find_element("css selector", ".bet input").clear()
+        write(browser, "O é")
+        assert texts(browser, ".reading") == ["This text cannot be read: it knows no é."]
+        write(browser, "O ho")
+        assert lag.get_attribute("max") == "3"
+        found(browser, "[data-key=unit]")[0].send_keys(Keys.CONTROL, "a", Keys.NULL, "5", Keys.TAB)
+        assert "unit 5:" in found(browser, ".chart")[0].text
+
+
+def test_memory_clips_all_lags_alike_and_shows_an_explosion(
+    root: Path, tmp_path: Path, browser: Any, reading: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with served(lab(root, tmp_path, "rnn_memory", reading)) as address:
+        browser.get(f"{address}/page.html")
+        norm = reading["networks"][0]["norm"]
+        assert norm > 1
+        assert bet(browser, "it stays").startswith("Right.")
+        assert found(browser, "[data-key=clipping]")[0].is_selected()  # the bet has switched it on
+        factor = float(texts(browser, ".reading")[0].split("every one by ")[1].split(",")[0])
+        assert factor == pytest.approx(1 / norm, rel=0.05)
+        assert bet(browser, "it grows").startswith("Not so.")
+        load_networks(browser, address)
+        stretch = found(browser, "[data-key=stretch]")[0]
+        before = texts(browser, ".reading")[0]
+        stretch.send_keys(Keys.END)
+        assert texts(browser, ".reading")[0] != before
+        length = texts(browser, ".reading")[0].split("together are ")[1].split(" long")[0]
+        mantissa, exponent = length.split(" · 10")
+        size = float(mantissa) * 10 ** int(unicodedata.normalize("NFKC", exponent))
+        assert size > 1e3 * norm
 
 
 def test_explorer_of_rotary_knows_distances_only(root: Path, tmp_path: Path, browser: Any) -> None:

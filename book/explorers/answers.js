@@ -3,7 +3,7 @@
 //
 // data: {examples: [{prompt, wanted, before: [[text, p], ...], after: [...]}], swapped: {at, truth},
 //        template, end, bytes}; examples[swapped.at] was told something false on purpose
-// needs: bpe gpt
+// needs: weights bpe gpt
 // model: small-gpt small-instruct
 "use strict";
 
@@ -91,7 +91,7 @@ explorer("answers", (root, data) => {
     button.disabled = true;
     try {
       const names = ["small-gpt", "small-instruct"];
-      models = await Promise.all(names.map((name) => loadModel(asset(`models/${name}.safetensors`))));
+      models = await Promise.all(names.map((name) => loadModel(GPT, asset(`models/${name}.safetensors`))));
     } catch (error) {
       button.disabled = false;
       $(".reading").textContent =

@@ -4,7 +4,7 @@
 // data: {tokens: [V texts], prompts: [{text, logits: [V whole hundredths below the largest]}],
 //   bytes: of the model's file, second: {file, label, bytes} or null}
 // Until the model is loaded the page's own predictions are shown.
-// needs: bpe gpt
+// needs: weights bpe gpt
 // model: small-gpt
 // model-if-stored: small-instruct
 "use strict";
@@ -284,7 +284,7 @@ explorer("generation", (root, data) => {
   $(".load button").addEventListener("click", async ({ target }) => {
     target.disabled = true;
     try {
-      gpt = await loadModel(asset("models/small-gpt.safetensors"));
+      gpt = await loadModel(GPT, asset("models/small-gpt.safetensors"));
     } catch (error) {
       target.disabled = false;
       reading.textContent = `The model did not load (${error.message}). ${CANNOT_LOAD}`;
@@ -301,7 +301,7 @@ explorer("generation", (root, data) => {
   if (data.second) {
     $(".second").textContent = `${data.second.label} (${size(data.second.bytes)})`;
     $(".second").addEventListener("click", () =>
-      beside(data.second.label, loadModel(asset(`models/${data.second.file}.safetensors`))));
+      beside(data.second.label, loadModel(GPT, asset(`models/${data.second.file}.safetensors`))));
   }
   $("input[type=file]").addEventListener("change", ({ target }) => {
     const [file] = target.files;

@@ -4,58 +4,6 @@
 
 const EPS = 1e-5; // of the norms, as in rnn2gpt.transformer
 
-const FOREIGN = "this is no file that rnn2gpt export --web wrote";
-
-function headerOf(buffer) {
-  try {
-    const length = Number(new DataView(buffer).getBigUint64(0, true));
-    return { length, header: JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length))) };
-  } catch {
-    throw new Error(FOREIGN);
-  }
-}
-
-// A safetensors file: an 8-byte length, a JSON header, the numbers. Eight-bit matrices come as
-// NAME.q (O, I) and NAME.scale (O, 1) and are turned back into floats here.
-function readModel(buffer) {
-  const { length, header } = headerOf(buffer);
-  const { __metadata__: metadata, ...entries } = header;
-  if (!metadata?.config || !metadata.tokenizer) throw new Error(FOREIGN);
-  const raw = {};
-  for (const [name, { dtype, data_offsets: [from, to] }] of Object.entries(entries)) {
-    const bytes = buffer.slice(8 + length + from, 8 + length + to);
-    raw[name] = dtype === "I8" ? new Int8Array(bytes) : new Float32Array(bytes);
-  }
-  const weights = {};
-  for (const [name, values] of Object.entries(raw)) {
-    if (name.endsWith(".scale")) continue;
-    if (!name.endsWith(".q")) {
-      weights[name] = values;
-      continue;
-    }
-    const [, columns] = entries[name].shape;
-    const scale = raw[name.replace(/\.q$/, ".scale")];
-    weights[name.replace(/\.q$/, "")] = Float32Array.from(
-      values,
-      (value, at) => value * scale[Math.floor(at / columns)],
-    );
-  }
-  const [config, info, tokenizer] = ["config", "info", "tokenizer"].map((key) => JSON.parse(metadata[key]));
-  return { config, info, weights, tokenizer: new BPETokenizer(tokenizer) };
-}
-
-// y = W x + b for one vector; W (O, I) row after row.
-function linear(W, b, x) {
-  const outputs = W.length / x.length;
-  const y = new Float32Array(outputs);
-  for (let o = 0, at = 0; o < outputs; o++) {
-    let sum = b ? b[o] : 0;
-    for (let i = 0; i < x.length; i++, at++) sum += W[at] * x[i];
-    y[o] = sum;
-  }
-  return y;
-}
-
 function layerNorm(x, weight, bias) {
   let mean = 0;
   for (const value of x) mean += value / x.length;
@@ -69,17 +17,10 @@ const gelu = (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044
 
 const sum = (a, b) => a.map((value, i) => value + b[i]);
 
-// The shares of scores; −∞ gets 0.
-function softmax(scores) {
-  const most = Math.max(...scores);
-  const raised = scores.map((score) => Math.exp(score - most));
-  const total = raised.reduce((all, value) => all + value, 0);
-  return raised.map((value) => value / total);
-}
-
 class GPT {
   constructor(buffer) {
-    Object.assign(this, readModel(buffer));
+    Object.assign(this, readModel(buffer, "gpt"));
+    this.tokenizer = new BPETokenizer(this.tokenizer);
     this.d_head = this.config.d_model / this.config.n_heads;
   }
 
@@ -184,29 +125,9 @@ class GPT {
   }
 }
 
-// Load a model file of this site once; later calls share it.
-const models = new Map();
-function loadModel(url) {
-  if (!models.has(url)) {
-    const loading = fetch(url).then(async (response) => {
-      if (!response.ok) throw new Error(`${url}: ${response.status}`);
-      return new GPT(await response.arrayBuffer());
-    });
-    loading.catch(() => models.delete(url)); // one may try again
-    models.set(url, loading);
-  }
-  return models.get(url);
-}
-
-// The first id of the largest logit, as argmax has it.
-const likeliest = (logits) => logits.reduce((best, logit, id) => (logit > logits[best] ? id : best), 0);
-
 // The likeliest `count` ids with their shares.
 function likeliestOf(logits, count) {
   const shares = softmax([...logits]);
   const order = shares.map((_, id) => id).sort((a, b) => shares[b] - shares[a]);
   return order.slice(0, count).map((id) => ({ id, share: shares[id] }));
 }
-
-const CANNOT_LOAD =
-  "From a folder a browser may not read it: serve the site, for instance with python -m http.server.";

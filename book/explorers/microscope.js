@@ -2,7 +2,7 @@
 // softmax to the output. Before the model is loaded the page's own example is shown.
 //
 // data: {tokens, weights: (T, T) of one head, layer, head, text, bytes: of the model's file}
-// needs: bpe gpt
+// needs: weights bpe gpt
 // model: small-gpt
 "use strict";
 
@@ -188,7 +188,7 @@ explorer("microscope", (root, data) => {
     const button = $(".load button");
     button.disabled = true;
     try {
-      gpt = await loadModel(asset("models/small-gpt.safetensors"));
+      gpt = await loadModel(GPT, asset("models/small-gpt.safetensors"));
     } catch (error) {
       button.disabled = false;
       $(".reading").textContent =

@@ -8,7 +8,7 @@
 //   bet    {ask, options: [texts] or number: [least, most], check(guess) → {right, why}}: the reader
 //          commits to a guess, tries, and `check`, given the option's place or the number, sets what
 //          the guess was about, reads the answer off the live state and explains it
-//   table  () → {column: [values]}: the numbers of what is drawn as SVG
+//   table  () → {column: [values]}, or a list of such: the numbers of what is drawn as SVG
 "use strict";
 
 const escaped = (text) =>
@@ -340,9 +340,9 @@ function pictureOf(play, title, extra) {
       tables.push({ caption: heading, head: lines[0] ?? [], rows: lines.slice(1) });
     } else flow(element);
   }
-  if (extra) {
-    const columns = Object.values(extra);
-    tables.push({ caption: "", head: Object.keys(extra), rows: columns[0].map((_, i) => columns.map((c) => c[i])) });
+  for (const table of [extra ?? []].flat()) {
+    const columns = Object.values(table);
+    tables.push({ caption: "", head: Object.keys(table), rows: columns[0].map((_, i) => columns.map((c) => c[i])) });
   }
   const readings = [...play.querySelectorAll(".reading")].filter(shown).map((p) => p.textContent.trim());
   const caption = readings.filter(Boolean).join(" ");

@@ -17,7 +17,7 @@ from course.fingerprint import hash_files
 
 INPUTS = {
     "rnn2gpt": ("*.py", "*-requirements.txt"),
-    "book": ("figures.py", "_static/course.mplstyle", "_data/**/*"),
+    "book": ("*.py", "_static/course.mplstyle", "_data/**/*"),
     ".": ("constraints.txt",),
 }
 KEPT = 4  # keys whose runs are kept: going back to an earlier state then costs nothing

@@ -8,9 +8,9 @@
     aloud what it is; `:exercise:` names what the reader writes of it in the chapter's exercise,
     and `:exercise-page:` the chapter, where the explorer stands on another page.
 
-A script names what it builds on in comments at its top: `// needs: bpe gpt` for scripts beside it,
-loaded before it, and `// model: small-gpt` for a folder of `book/_data/models/`,
-which is then served as `_static/models/small-gpt.safetensors` and fetched when the reader asks;
+A script names what it builds on in comments at its top: `// needs: weights bpe gpt` for scripts
+beside it, loaded before it, and `// model: small-gpt` for a folder of `book/_data/models/`, which
+is then served as `_static/models/small-gpt.safetensors` and fetched when the reader asks;
 `// model-if-stored: small-instruct` does so where the folder is there.
 """
 
