@@ -189,7 +189,7 @@ function memoryLab(root, data, { start, bet }) {
     for (const at of letters) {
       const character = read[last() - at];
       write(x(at), top + 8, character === " " && at !== k ? "" : visible(character),
-        `text-anchor="middle" font-family="monospace" style="font-size: ${size.toFixed(1)}px" ${at === k ? 'font-weight="700"' : 'opacity="0.75"'}`);
+        `text-anchor="middle" font-family="monospace" style="font-family: var(--course-mono); font-size: ${size.toFixed(1)}px" ${at === k ? 'font-weight="700"' : 'opacity="0.75"'}`);
     }
     let y = top + 16;
     const { rows, units, unit: shownUnit } = seen[chosen()];

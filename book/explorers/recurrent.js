@@ -3,7 +3,11 @@
 "use strict";
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
-const dot = (a, b) => a.reduce((all, value, i) => all + value * b[i], 0);
+function dot(a, b) {
+  let all = 0;
+  for (let i = 0; i < a.length; i++) all += a[i] * b[i];
+  return all;
+}
 const length = (a) => Math.sqrt(dot(a, a));
 
 // x = Wᵀ y for one vector: the way back through y = W x.
@@ -16,10 +20,16 @@ function transposed(W, y) {
   return x;
 }
 
-// The squared length of the matrix Σ a_t x_tᵀ, which is not made: its inner products suffice.
-function squaredLength(as, xs) {
+// The squared length of W_ih's, W_hh's and both biases' gradients, Σ α_t x_tᵀ, Σ α_t h_{t−1}ᵀ and Σ α_t,
+// which are not made: their inner products suffice.
+function squaredLength(alphas, steps) {
   let all = 0;
-  as.forEach((a, t) => as.forEach((b, s) => (all += dot(a, b) * dot(xs[t], xs[s]))));
+  for (let t = 0; t < steps.length; t++) {
+    for (let s = 0; s <= t; s++) {
+      const both = dot(steps[t].x, steps[s].x) + dot(steps[t].before, steps[s].before) + 2;
+      all += (s < t ? 2 : 1) * dot(alphas[t], alphas[s]) * both;
+    }
+  }
   return all;
 }
 
@@ -95,9 +105,7 @@ class CharNetwork {
       rows.set(id, rows.has(id) ? total([rows.get(id), dx]) : dx);
     });
     const squared =
-      squaredLength(alphas, backwards.map(({ x }) => x)) +
-      squaredLength(alphas, backwards.map(({ before }) => before)) +
-      2 * length(total(alphas)) ** 2 + // both biases
+      squaredLength(alphas, backwards) +
       [...rows.values()].reduce((all, row) => all + dot(row, row), 0) +
       dot(error, error) * (1 + dot(backwards[0].h, backwards[0].h)); // the head and its bias
     return { nats: -Math.log(shares[next]), lags: inputs.map(length), norm: Math.sqrt(squared) };
