@@ -3,28 +3,27 @@
     python benchmarks/classification.py    # writes book/_data/classification.json
 
 Some 17 minutes of processor time on one core of a busy AMD EPYC. `--part NAME` measures one part
-anew and leaves the others as they are stored; `curve` and `methods` start from the model that
-`further` keeps in `--keep`. The run of `methods` with all weights also writes the classifier that
-the page asks, `book/_data/models/film-classifier`.
+anew and leaves the others as they are stored; `rates` and `curve` start from the model that
+`further` keeps in `--keep`. `rates` also writes the classifier that the page asks,
+`book/_data/models/film-classifier`.
 
     words     majority and TF-IDF with logistic regression, English and Chinese; and what the
               Chinese texts' doubles do to a test that is split before they are taken out
     tokens    how many tokens a text takes with the small GPT's English byte pairs
     further   the small GPT reads the film sentences of the training part, without their labels
-    curve     accuracy over the number of labels, all weights trained: from scratch, from the small
-              GPT, from the one that `further` made
-    methods   head, last block, all weights and LoRA on all labels, from the one that `further`
-              made: the same batches, each method's own rate; seconds and memory of a step
+    rates     all labels, for every start and method: from scratch, from the small GPT, from the one
+              that `further` made; head, last block, all weights, LoRA. On the same batches, some
+              with several peak rates, among which the validation texts choose
+    curve     accuracy over the number of labels, all weights trained, at the rates that were chosen
+    costs     seconds and memory of a step of each method
     optimizers  AdamW in Muon's place, from the small GPT on 2,000 labels
     chinese   the small GPT with its English byte pairs, the same from scratch, and a network of
               its size from scratch with byte pairs that were learned from Chinese
     entities  token classification on generated sentences, causal and reading both sides, names
               seen and held out, and a dictionary of the training names
 
-Accuracies are those of the last step on 2,000 test texts, with Wilson's interval. Rates and
-optimizers come from a few short trials (Muon from trained weights, AdamW from random ones), some of
-which were judged on test texts too: they favor what was tried most, all weights from trained ones.
-Seconds are processor seconds of one thread.
+Accuracies are those of the last step on 2,000 test texts, with Wilson's interval; the other
+parts use what `rates` chose. Seconds are processor seconds of one thread.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ from torch import Tensor, nn
 from course.ladder import machine
 from rnn2gpt.checkpoint import Checkpoint, load_model, read_json, save_model, write_json
 from rnn2gpt.classifier import (
-    FROM_SCRATCH,
     OURS,
     ClassificationConfig,
     ClassificationTrainer,
@@ -58,10 +56,10 @@ from rnn2gpt.classifier import (
     wilson,
 )
 from rnn2gpt.entities import TAGS, entities, entity_f1, sentences, split_names
-from rnn2gpt.finetune import TokenClassifier, trained_parameters
+from rnn2gpt.finetune import TokenClassifier, build_classifier, choose, trained_parameters
 from rnn2gpt.gpt import GPT
 from rnn2gpt.optim import cosine_schedule, parameter_groups
-from rnn2gpt.sentiment import LabeledTexts, distinct, load_examples, majority
+from rnn2gpt.sentiment import LABELS, LabeledTexts, distinct, load_examples, majority
 from rnn2gpt.sentiment import _load as all_lines  # doubles included
 from rnn2gpt.tokenizer import BPETokenizer, train_bpe
 from rnn2gpt.training import Trainer, TrainingConfig
@@ -72,6 +70,20 @@ COMMAND = "python benchmarks/classification.py"
 WINDOW, BATCH = 128, 16
 EPOCHS = {500: 4, 2000: 3, 8066: 2}  # by the number of labels
 
+ALL = max(EPOCHS)
+
+# The optimizer of each start and method, and the peak rates that are tried. Where there is one, it
+# comes from short trials on 2,000 labels, some of which were judged on test texts too.
+GRID: dict[str, tuple[str, Sequence[float]]] = {
+    "films head": ("adamw", (1e-2,)),
+    "films lora": ("adamw", (6e-4, 1.7e-3, 5e-3, 1.5e-2)),
+    "films last-block": ("muon", (1.3e-3, 4e-3, 1.2e-2)),
+    "films all": ("muon", (4e-3,)),
+    "scratch all": ("adamw", (1e-3, 3e-3)),
+    "plays all": ("muon", (4e-3,)),
+}
+STARTS = ("scratch", "plays", "films")
+
 
 class Plan:
     """What is run, how much of it, and where it goes. `scale` below 1 is for tests."""
@@ -81,14 +93,14 @@ class Plan:
         out: Path,
         keep: Path,
         seeds: Sequence[int] = (0,),
-        starts: Sequence[str] = (),
-        sizes: Sequence[int] = (),
-        methods: Sequence[str] = (),
+        only: Sequence[str] = (),
         scale: float = 1.0,
     ) -> None:
         self.out, self.keep, self.scale = out, keep, scale
-        self.seeds, self.starts = list(seeds), list(starts)
-        self.sizes, self.methods = list(sizes), list(methods)
+        self.seeds, self.only = list(seeds), list(only)
+
+    def wants(self, name: str) -> bool:
+        return not self.only or name in self.only
 
     def some(self, n: int) -> int:
         return n if self.scale == 1 else max(40, round(self.scale * n))
@@ -96,12 +108,20 @@ class Plan:
     def keep_partial(self, part: str, found: dict[str, Any]) -> None:
         """What was measured so far, beside what is stored; a start's rows replace its old ones."""
         stored = read_json(self.out) if self.out.exists() else {}
-        old = stored.get(part, {}) if part in ("curve", "methods", "chinese") else {}
+        old = stored.get(part, {}) if part in ("rates", "curve", "chinese") else {}
         stored |= {part: old | found, "command": COMMAND, "machine": machine()}
         self.out.parent.mkdir(parents=True, exist_ok=True)
         new = self.out.with_suffix(f".{os.getpid()}")
         write_json(new, stored)
         os.replace(new, self.out)
+
+
+def chosen(plan: Plan, kind: str) -> tuple[str, float]:
+    """Optimizer and peak rate of the run of a kind with the lowest loss on the validation texts."""
+    trials = read_json(plan.out)["rates"]
+    rows = [row for key, row in trials.items() if key.startswith(f"{kind} ")]
+    best = min(rows, key=lambda row: row["validation_nats"])
+    return best["optimizer"], best["learning_rate"]
 
 
 class Timer:
@@ -202,14 +222,14 @@ def finetune(
     texts: LabeledTexts,
     start: Checkpoint,
     epochs: float,
+    rate: tuple[str, float],
     method: str = "all",
     scratch: bool = False,
     seed: int = 0,
-    usual: tuple[str, float] | None = None,
 ) -> tuple[dict[str, Any], ClassificationTrainer]:
     """Train, and judge on the test texts."""
     steps = max(2, round(epochs * plan.scale * (len(texts.train) // BATCH)))
-    optimizer, learning_rate = usual or (FROM_SCRATCH if scratch else OURS[method])
+    optimizer, learning_rate = rate
     config = ClassificationConfig(
         method=method,
         optimizer=optimizer,
@@ -245,7 +265,7 @@ def finetune(
         "validation_nats": result.validation_nats,
         **share(hits, len(test)),
     }
-    print(method, "scratch" if scratch else "", {k: row[k] for k in ("labels", "accuracy")})
+    print(method, *rate, seed, len(texts.train), f"{hits:.4f} {seconds:.0f} s", flush=True)
     return row, trainer
 
 
@@ -280,51 +300,62 @@ def study_further(plan: Plan) -> dict[str, Any]:
     }
 
 
+def start_of(plan: Plan, name: str) -> Checkpoint:
+    """What a run begins with; from scratch only the sizes and the tokenizer are taken of it."""
+    return load_model(plan.keep / "films") if name == "films" else small_gpt()
+
+
+def study_rates(plan: Plan) -> dict[str, Any]:
+    """All labels, every start and method, every rate; the validation texts choose."""
+    texts, found = load_examples("sentiment"), dict[str, Any]()
+    texts = replace(texts, train=texts.train[: plan.some(ALL)])
+    for kind, (optimizer, rates) in GRID.items():
+        if not plan.wants(kind):
+            continue
+        start, method = kind.split()
+        for rate in rates:
+            row, trainer = finetune(
+                plan, texts, start_of(plan, start), EPOCHS[ALL], (optimizer, rate), method,
+                scratch=start == "scratch",
+            )  # fmt: skip
+            found[f"{kind} {rate:g}"] = row
+            if kind == "films all":
+                row["spectra"] = spectra(trainer.model, load_model(plan.keep / "films").model)
+            plan.keep_partial("rates", found)
+            if kind == "films all" and rate == chosen(plan, kind)[1] and plan.scale == 1:
+                store(trainer, row["accuracy"])
+    return found
+
+
 def study_curve(plan: Plan) -> dict[str, Any]:
     texts, found = load_examples("sentiment"), dict[str, Any]()
-    starts = {
-        "scratch": small_gpt,
-        "plays": small_gpt,
-        "films": lambda: load_model(plan.keep / "films"),
-    }
-    for name in plan.starts or starts:
-        for n in plan.sizes or EPOCHS:
-            if name == "films" and n == max(EPOCHS):
-                continue  # that run is the one of `methods`, all weights
+    for name in filter(plan.wants, STARTS):
+        for n in (n for n in EPOCHS if n < ALL):  # all of them are in `rates`
             for seed in plan.seeds:
                 some = replace(texts, train=texts.train[: plan.some(n)])
-                row, _ = finetune(
-                    plan, some, starts[name](), EPOCHS[n], scratch=name == "scratch", seed=seed
-                )
-                found[f"{name} {n} {seed}"] = row
+                found[f"{name} {n} {seed}"], _ = finetune(
+                    plan, some, start_of(plan, name), EPOCHS[n], chosen(plan, f"{name} all"),
+                    scratch=name == "scratch", seed=seed,
+                )  # fmt: skip
                 plan.keep_partial("curve", found)
     return found
 
 
 def study_optimizers(plan: Plan) -> dict[str, Any]:
+    """AdamW in Muon's place from the small GPT, at the rate that random weights chose for it."""
     texts, start, n = load_examples("sentiment"), small_gpt(), 2000
     some = replace(texts, train=texts.train[: plan.some(n)])
-    row, trainer = finetune(plan, some, start, EPOCHS.get(n, 1), usual=FROM_SCRATCH)
+    row, trainer = finetune(plan, some, start, EPOCHS.get(n, 1), chosen(plan, "scratch all"))
     return {"adamw": row | {"spectra": spectra(trainer.model, start.model)}}
 
 
-def study_methods(plan: Plan) -> dict[str, Any]:
-    texts, start = load_examples("sentiment"), load_model(plan.keep / "films")
-    texts = replace(texts, train=texts.train[: plan.some(len(texts.train))])
-    found: dict[str, Any] = {}
-    for method in plan.methods or OURS:
-        row, trainer = finetune(plan, texts, start, 2, method)
-        found[method] = row | step_costs(trainer)
-        if method == "all":
-            found[method]["spectra"] = spectra(trainer.model, start.model)
-        if method == "all" and plan.scale == 1:
-            save_model(
-                MODELS / "film-classifier", "classifier", trainer.model_config,
-                trainer.model.state_dict(), start.tokenizer, torch.float16, task="sentiment",
-                method=method, max_tokens=WINDOW, command=COMMAND, accuracy=row["accuracy"],
-            )  # fmt: skip
-        plan.keep_partial("methods", found)
-    return found
+def store(trainer: ClassificationTrainer, right: float) -> None:
+    """Keep the classifier that the page asks, in half precision."""
+    save_model(
+        MODELS / "film-classifier", "classifier", trainer.model_config, trainer.model.state_dict(),
+        trainer.tokenizer, torch.float16, task="sentiment", method=trainer.config.method,
+        max_tokens=WINDOW, command=COMMAND, accuracy=right,
+    )  # fmt: skip
 
 
 def spectra(classifier: Any, start: GPT) -> dict[str, list[float]]:
@@ -340,10 +371,16 @@ def spectra(classifier: Any, start: GPT) -> dict[str, list[float]]:
     return found
 
 
-def step_costs(trainer: ClassificationTrainer) -> dict[str, Any]:
+def study_costs(plan: Plan) -> dict[str, Any]:
+    return {method: step_costs(method) for method in OURS}
+
+
+def step_costs(method: str) -> dict[str, Any]:
     """Processor seconds of a step, and the bytes that it holds: one batch of 16 × 64 tokens."""
     torch.manual_seed(0)
-    model, vocab = trainer.model.train(), trainer.model_config.vocab_size
+    sizes = classifier_config(small_gpt().model.config, LABELS, method, 8, 16.0, 0.1)
+    model, vocab = build_classifier(sizes).train(), sizes.vocab_size
+    choose(model, method)
     inputs = torch.randint(vocab, (BATCH, 64)), torch.ones(BATCH, 64, dtype=torch.bool)
     labels = torch.randint(2, (BATCH,))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -357,18 +394,20 @@ def step_costs(trainer: ClassificationTrainer) -> dict[str, Any]:
 
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), 0.0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-        loss = trainer.loss(model, inputs, labels)
+        loss = nn.functional.cross_entropy(model(*inputs), labels)
     loss.backward()
     optimizer.step()
     times = []
     for _ in range(7):
         began = Timer()
-        trainer.loss(model, inputs, labels).backward()
+        nn.functional.cross_entropy(model(*inputs), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(began())
     trained = trained_parameters(model)
     return {
+        "trained": trained,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "step_seconds": sorted(times)[3],
         "bytes": {
             "weights": 4 * sum(p.numel() for p in model.parameters()),
@@ -391,9 +430,10 @@ def study_chinese(plan: Plan) -> dict[str, Any]:
         ("scratch", start, True),
         ("own tokens", ours, True),
     ):
-        if plan.methods and name not in plan.methods:
+        if not plan.wants(name):
             continue
-        found[name], _ = finetune(plan, texts, begin, 2, scratch=scratch)
+        rate = chosen(plan, f"{'scratch' if scratch else 'plays'} all")
+        found[name], _ = finetune(plan, texts, begin, 2, rate, scratch=scratch)
         plan.keep_partial("chinese", found)
     return found
 
@@ -507,31 +547,25 @@ STUDIES: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "words": study_words,
     "tokens": study_tokens,
     "further": study_further,
+    "rates": study_rates,
     "curve": study_curve,
-    "methods": study_methods,
+    "costs": study_costs,
     "optimizers": study_optimizers,
     "chinese": study_chinese,
     "entities": study_entities,
 }
 
 
-LISTS = ("seeds", "starts", "sizes", "methods")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--part", choices=STUDIES, action="append")
-    parser.add_argument("--starts", default="", help="of curve, with commas: scratch,plays,films")
-    parser.add_argument("--seeds", default="0", help="of curve")
-    parser.add_argument("--sizes", default="", help="of curve: 500,2000,8066")
-    parser.add_argument("--methods", default="", help="of methods, or which starts of chinese")
+    parser.add_argument("--only", nargs="+", default=[], help="kinds of rates, starts of curve, …")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of curve")
     parser.add_argument("--keep", type=Path, default=Path("runs/classification"))
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    lists = {n: getattr(given, n).split(",") if getattr(given, n) else [] for n in LISTS}
-    seeds, sizes = ([int(i) for i in lists[name]] for name in ("seeds", "sizes"))
-    plan = Plan(given.out, given.keep, seeds, lists["starts"], sizes, lists["methods"])
+    plan = Plan(given.out, given.keep, given.seeds, given.only)
     for part in given.part or STUDIES:
         began = Timer()
         plan.keep_partial(part, STUDIES[part](plan))

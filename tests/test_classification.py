@@ -388,17 +388,20 @@ def test_the_study_measures_what_the_page_shows(
     spec.loader.exec_module(study)
     stored = json.loads((root / "book/_data/classification.json").read_text("utf-8"))
     assert set(study.STUDIES) <= stored.keys() and stored["command"] == study.COMMAND
-    monkeypatch.setattr(study, "EPOCHS", {500: 1, 8066: 1})
-    plan = study.Plan(tmp_path / "out.json", tmp_path, seeds=(0,), scale=0.01)
-    for part in ("tokens", "further", "methods", "entities"):
-        assert keys(study.STUDIES[part](plan)) == keys(stored[part]), part
-    made = study.STUDIES["curve"](plan)
-    assert set(made) == {
-        "scratch 500 0",
-        "scratch 8066 0",
-        "plays 500 0",
-        "plays 8066 0",
-        "films 500 0",
+    chosen = {kind: study.chosen(study.Plan(study.OUT, tmp_path), kind) for kind in study.GRID}
+    assert chosen == {f"films {method}": rate for method, rate in classifier.OURS.items()} | {
+        "plays all": classifier.OURS["all"],
+        "scratch all": classifier.FROM_SCRATCH,
     }
-    assert set(made) <= stored["curve"].keys()
-    assert keys(list(made.values())) == keys(list(stored["curve"].values()))
+    assert set(stored["rates"]) == {
+        f"{kind} {rate:g}" for kind, (_, rates) in study.GRID.items() for rate in rates
+    }
+    monkeypatch.setattr(study, "EPOCHS", {500: 1, 8066: 1})
+    monkeypatch.setattr(study, "GRID", {k: (n, [r]) for k, (n, r) in chosen.items()})
+    plan = study.Plan(tmp_path / "out.json", tmp_path, scale=0.01)
+    for part in ("tokens", "further", "costs", "entities"):
+        assert keys(study.STUDIES[part](plan)) == keys(stored[part]), part
+    for part, n in (("rates", 6), ("curve", 3)):
+        made = study.STUDIES[part](plan)
+        assert len(made) == n and made.keys() <= stored[part].keys()
+        assert keys(list(made.values())) == keys(list(stored[part].values()))
