@@ -198,7 +198,7 @@ class ModernAttention(nn.Module):
 class WindowDropout(nn.Dropout):
     """Dropout of the same features at all positions of a window (Gal & Ghahramani 2016).
 
-    One draw for each position would take a CPU a fifth of a training step.
+    Draws for each position would take a CPU a fifth of a step of the speedrun's longest run.
     """
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
