@@ -16,6 +16,7 @@ from autograder.engine.guards import DETACHED, DEVICE, DTYPE, MUTATES, guard
 from autograder.engine.handle import Conversation, Handle, Local, StudentError
 from autograder.engine.judge import ExerciseResult, judge
 from autograder.engine.notebook import as_html, check, points_so_far, ready
+from autograder.engine.references import remembered
 from autograder.engine.shortcuts import shortcuts_in
 from autograder.grader.repair import source_behind
 
@@ -96,6 +97,55 @@ def test_hidden_case_shows_its_hint_and_nothing_else():
 
 def test_hidden_cases_do_not_run_in_a_notebook():
     assert all(case.visible for case in verdict(scaled(), lambda x: 3 * x).cases)
+
+
+def test_the_grader_asks_on_shown_inputs_again_only_where_something_fails():
+    exercise = scaled()
+    exercise.redraw()
+    asked = {"right": 0, "wrong": 0}
+    for title, answer in (("right", lambda x: 3 * x), ("wrong", lambda x: 3 * x.detach())):
+
+        def counted(x, answer=answer, title=title):
+            asked[title] += 1
+            return answer(x)
+
+        result = verdict(exercise, counted, hidden=True, secret=b"s")
+        assert [case.name for case in result.cases] == [spec.title for spec in exercise.cases]
+        assert (
+            (result.status == "right") == all(c.passed for c in result.cases) == (title == "right")
+        )
+    assert asked["wrong"] == asked["right"] + 1  # the second of the two shown cases
+
+
+def test_an_answer_fitted_to_the_shown_inputs_fails_on_others():
+    exercise = scaled()
+    exercise.redraw()
+    shown = Rng(seed_for(exercise, exercise.cases[0], b"")).normal(5)
+
+    def fitted(x):
+        return 3 * x if x.shape == shown.shape and torch.equal(x, shown) else 3 * x.abs()
+
+    assert verdict(exercise, fitted).cases[0].passed
+    result = verdict(exercise, fitted, hidden=True, secret=b"s")
+    assert result.points < 4 and "tried on other inputs, fails" in result.message
+
+
+def test_a_reference_is_asked_once_for_the_same_arguments():
+    asked = []
+
+    @remembered
+    def doubled(weights, x):
+        asked.append(x)
+        return {"y": x * weights["w"]}
+
+    one, x = {"w": torch.tensor([2.0])}, torch.arange(3.0)
+    first = doubled(one, x)
+    first["y"].zero_()  # what a case does to its answer stays its own
+    assert torch.equal(doubled(one, x)["y"], 2 * x) and len(asked) == 1
+    others = ({"w": torch.tensor([3.0])}, x), (one, x.double()), (one, x[None]), (one, x + 1e-7)
+    for number, other in enumerate(others, start=2):
+        assert torch.equal(doubled(*other)["y"], other[1] * other[0]["w"])
+        assert len(asked) == number
 
 
 def test_missing_answer_is_reported_as_missing():
@@ -545,7 +595,7 @@ def test_what_tells_nothing_travels_with_the_next_question():
     weights = Rng(0).like(module.shapes())
     output = module.load(weights).eval()(torch.ones(1, 3).double())
     expect(output).close_to(weights["weight"].sum(1)[None] + weights["bias"])
-    assert there.trips == [["call"], ["load", "mode", "call"]]
+    assert there.trips == [["begin", "call"], ["load", "mode", "call"]]
 
 
 def test_shapes_are_asked_again_once_something_was_said():
@@ -553,7 +603,7 @@ def test_shapes_are_asked_again_once_something_was_said():
     module = Handle(Conversation(there), "f").hold(3, 2)
     module.method("requires_grad_").hold(False)
     assert module.shapes() == {"weight": (2, 3), "bias": (2,)}
-    assert there.trips == [["call"], ["call"], ["shapes"]]
+    assert there.trips == [["begin", "call"], ["call"], ["shapes"]]
 
 
 def test_what_fails_on_the_way_to_a_question_is_told_in_its_place():

@@ -74,6 +74,18 @@ def test_strides_arrive_where_they_are_wanted_and_never_come_back():
     assert decode(tree, blobs).is_contiguous()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+def test_named_tensors_survive_each_with_memory_of_its_own(dtype):
+    weights = {"w": torch.arange(6).view(2, 3), "none": torch.empty(0, 2), "one": torch.tensor(7)}
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    back = crossed(weights)
+    assert same(back, weights) and list(back) == list(weights)
+    back["w"].zero_()
+    assert back["one"] == 7 and back["w"].untyped_storage().nbytes() == 6 * dtype.itemsize
+    mixed = {"w": torch.ones(2), "ids": torch.ones(2, dtype=torch.int64), "t": torch.ones(2, 3).T}
+    assert same(crossed(mixed), mixed)
+
+
 def test_infinities_and_nan_survive():
     back = crossed([float("inf"), float("-inf"), float("nan")])
     assert back[:2] == [float("inf"), float("-inf")] and back[2] != back[2]
@@ -108,6 +120,13 @@ def test_endless_nesting_is_refused():
         {"$": "tensor", "dtype": "object", "shape": [1], "blob": 0},
         {"$": "tensor", "dtype": "float32", "shape": [1], "blob": 9},
         {"$": "tensor", "dtype": "float32", "shape": ["1"], "blob": None},
+        {"$": "tensors", "dtype": "float32", "names": ["w"], "shapes": [[2]], "blob": 0},
+        {"$": "tensors", "dtype": "float32", "names": ["w"], "shapes": [[-1]], "blob": 0},
+        {"$": "tensors", "dtype": "float32", "names": ["w"], "shapes": [[0]], "blob": 0},
+        {"$": "tensors", "dtype": "float32", "names": ["w"], "shapes": [[0.5, 2]], "blob": 0},
+        {"$": "tensors", "dtype": "float32", "names": [["w"]], "shapes": [[1]], "blob": 0},
+        {"$": "tensors", "dtype": "float32", "names": ["w", "v"], "shapes": [[1]], "blob": 0},
+        {"$": "tensors", "dtype": "int8", "names": ["w"], "shapes": [[4]], "blob": 0},
         {"$": "dict", "v": [[[], 1]]},  # a key that cannot be one
         {"$": "float", "v": "nonsense"},
         {"$": "import", "v": "os"},

@@ -17,6 +17,7 @@ from autograder.engine.exercise import Assignment, Exercise, HandedIn, Rng
 from autograder.engine.expect import expect, fail
 from autograder.engine.handle import Handle
 from autograder.engine.judge import MISSING, CaseResult, ExerciseResult
+from autograder.engine.references import remembered
 from rnn2gpt import entry as entries
 from rnn2gpt import gpt as package
 
@@ -107,6 +108,7 @@ def _gradients(model: nn.Module, loss: Tensor) -> Names:
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
+@remembered
 def right_parity(
     sizes: Sizes, changes: Sizes, weights: Names, ids: Tensor, targets: Tensor
 ) -> dict[str, float]:
@@ -185,9 +187,10 @@ def _(student: Handle, rng: Rng) -> None:
 def _(student: Handle, rng: Rng) -> None:
     mine, ours, weights = two_models(student, rng)
     asked(student, mine, ours, *batch(rng))
+    kept, copied = ours.parameters(), mine.parameters()
     for name, want in weights.items():
-        expect(ours.parameters().get(name), f"{name} of ours").close_to(want)
-        expect(mine.parameters().get(name), f"{name} of mine").close_to(want)
+        expect(kept.get(name), f"{name} of ours").close_to(want)
+        expect(copied.get(name), f"{name} of mine").close_to(want)
     fill(mine, {name: 0 * w for name, w in weights.items()})
     if not bool(ours.parameters()["norm.weight"].any()):
         fail("a change of mine changes ours: they share their memory.", "shared_memory")
@@ -773,8 +776,10 @@ Batches = list[tuple[Tensor, Tensor]]
 RATE = 0.02
 
 
-def right_steps(model: nn.Module, batches: Batches, rate: float) -> list[float]:
-    """The same in this process, without dropout."""
+@remembered
+def right_steps(weights: Names, batches: Batches, rate: float) -> tuple[list[float], Names]:
+    """The same in this process, without dropout: the losses, and the weights afterwards."""
+    model = gpt_here(SMALL, weights)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     losses = []
     for ids, targets in batches:
@@ -784,7 +789,7 @@ def right_steps(model: nn.Module, batches: Batches, rate: float) -> list[float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-    return losses
+    return losses, {name: weight.detach() for name, weight in model.named_parameters()}
 
 
 def asked_steps(student: Handle, model: Handle, batches: Batches, rate: float) -> list[float]:
@@ -798,13 +803,14 @@ def asked_steps(student: Handle, model: Handle, batches: Batches, rate: float) -
 def expect_steps(student: Handle, rng: Rng, n: int, rate: float) -> None:
     weights = some_weights(rng)
     batches = [batch(rng, t=3 + i % 3) for i in range(n)]
-    model, here = fill(our_gpt(student), weights), gpt_here(SMALL, weights)
-    losses, right = asked_steps(student, model, batches, rate), right_steps(here, batches, rate)
+    model = fill(our_gpt(student), weights)
+    losses = asked_steps(student, model, batches, rate)
+    right, moved = right_steps(weights, batches, rate)
     for number, (loss, want) in enumerate(zip(losses, right, strict=True), start=1):
         expect(loss, f"loss {number}").close_to(want, rtol=1e-5, atol=1e-7)
     after = model.parameters()
-    for name, moved in here.named_parameters():
-        expect(after.get(name), f"{name} afterwards").close_to(moved.detach(), rtol=1e-4, atol=1e-7)
+    for name, weight in moved.items():
+        expect(after.get(name), f"{name} afterwards").close_to(weight, rtol=1e-4, atol=1e-7)
 
 
 @train_steps.case("takes AdamW's steps, one for each batch, and tells the loss before each")

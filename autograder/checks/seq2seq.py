@@ -1280,7 +1280,7 @@ def uneven(student: Handle, rng: Rng, attention: bool, max_len: int) -> Greedy:
     found: list[tuple[tuple[bool, int], Greedy]] = []
     for _ in range(8):
         module = built(student, rng, attention)
-        source, lengths, _ = sentences(rng, (5, 7, 2, 4, 6, 3, 1, 7))
+        source, lengths, _ = sentences(rng, 4 * (5, 7, 2, 4, 6, 3, 1, 7))
         tokens = greedy_by_hand(module, source, lengths, max_len, bos_id=1)
         for eos_id in range(2, SIZES[1]):
             ends = {len(row): b for b, row in enumerate(cut_at(tokens, eos_id))}

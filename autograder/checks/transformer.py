@@ -14,6 +14,7 @@ from autograder.engine.exercise import Assignment, Exercise, Rng
 from autograder.engine.expect import expect, fail, pulled_by_autograd
 from autograder.engine.guards import guard
 from autograder.engine.handle import Handle, Pullback
+from autograder.engine.references import remembered
 from rnn2gpt.attention import causal_mask
 from rnn2gpt.multi_head import MultiHeadAttention
 from rnn2gpt.positions import sinusoidal_positions
@@ -847,6 +848,7 @@ def hidden_from(mask: Tensor | None, x: Tensor, keys: Tensor, n_heads: int) -> T
     return ~full.reshape(-1, x.shape[1], keys.shape[1])  # (B, H, T, S) → (B·H, T, S)
 
 
+@remembered
 def right_block(
     weights: dict[str, Tensor],
     n_heads: int,
@@ -951,17 +953,30 @@ def _(student: Handle, rng: Rng) -> None:
     expect_dropout(student, rng, ENCODER_LAYERS, rng.normal(5, 7, 6))
 
 
-def expect_block_gradients(
-    module: Handle, weights: dict[str, Tensor], twin: nn.Module, inputs: Any, cotangent: Tensor
-) -> None:
-    """Gradients of the inputs and of every weight agree with those of PyTorch's layer."""
-    pulled: Pullback = module.vjp(*inputs, cotangent=cotangent, wrt=tuple(range(len(inputs))))
+@remembered
+def right_block_gradients(
+    weights: dict[str, Tensor], decoder: bool, inputs: tuple[Tensor, ...], cotangent: Tensor
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Gradients of the inputs, and of the weights of PyTorch's layer by its names."""
+    twin = twin_of(weights, 2, True, "gelu", decoder)
     leaves = [leaf.detach().requires_grad_() for leaf in inputs]
     names, parameters = zip(*twin.named_parameters(), strict=True)
     found = torch.autograd.grad(twin(*leaves), [*leaves, *parameters], cotangent)
-    for name, have, want in zip(("x", "memory"), pulled.inputs, found):  # noqa: B905
+    return found[: len(leaves)], dict(zip(names, found[len(leaves) :], strict=True))
+
+
+def expect_block_gradients(
+    student: Handle, rng: Rng, layers: tuple[str, ...], *inputs: Tensor
+) -> None:
+    """Gradients of the inputs and of every weight agree with those of PyTorch's layer."""
+    module = student.hold(4, 2, 7, activation="gelu")
+    weights = loaded(module, rng, block_shapes(4, 7, layers))
+    cotangent = rng.normal(*inputs[0].shape)
+    pulled: Pullback = module.vjp(*inputs, cotangent=cotangent, wrt=tuple(range(len(inputs))))
+    decoder = layers is DECODER_LAYERS
+    of_inputs, theirs = right_block_gradients(weights, decoder, inputs, cotangent)
+    for name, have, want in zip(("x", "memory"), pulled.inputs, of_inputs):  # noqa: B905
         expect(have, f"the gradient of {name}").close_to(want, rtol=1e-5, atol=1e-8)
-    theirs = dict(zip(names, found[len(leaves) :], strict=True))
     for ours, of_twin in PLAIN.items():
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in weights:
@@ -977,11 +992,7 @@ def expect_block_gradients(
 
 @TransformerBlock.case("sends the right gradients to x and every weight")
 def _(student: Handle, rng: Rng) -> None:
-    module = student.hold(4, 2, 7, activation="gelu")
-    weights = loaded(module, rng, block_shapes(4, 7, ENCODER_LAYERS))
-    twin = twin_of(weights, 2, True, "gelu")
-    x, cotangent = rng.normal(2, 5, 4), rng.normal(2, 5, 4)
-    expect_block_gradients(module, weights, twin, (x,), cotangent)
+    expect_block_gradients(student, rng, ENCODER_LAYERS, rng.normal(2, 5, 4))
 
 
 guard(
@@ -1327,6 +1338,7 @@ DecoderBlock = ASSIGNMENT.exercise(
 )
 
 
+@remembered
 def right_decoder_block(
     weights: dict[str, Tensor],
     n_heads: int,
@@ -1413,11 +1425,7 @@ def _(student: Handle, rng: Rng) -> None:
 
 @DecoderBlock.case("sends the right gradients to x, to memory and every weight")
 def _(student: Handle, rng: Rng) -> None:
-    module = student.hold(4, 2, 7, activation="gelu")
-    weights = loaded(module, rng, block_shapes(4, 7, DECODER_LAYERS))
-    twin = twin_of(weights, 2, True, "gelu", decoder=True)
-    inputs, cotangent = (rng.normal(2, 5, 4), rng.normal(2, 3, 4)), rng.normal(2, 5, 4)
-    expect_block_gradients(module, weights, twin, inputs, cotangent)
+    expect_block_gradients(student, rng, DECODER_LAYERS, rng.normal(2, 5, 4), rng.normal(2, 3, 4))
 
 
 guard(

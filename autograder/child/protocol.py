@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 MAX_DEPTH = 32
@@ -34,6 +35,11 @@ DTYPES = {
 
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PACKED = {torch.float64: np.float64, torch.float32: np.float32}  # what weights are made of
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class ProtocolError(ValueError):
@@ -91,65 +97,72 @@ def encode(value: Any) -> tuple[Any, list[bytes]]:
     return _encode(value, blobs, 0), blobs
 
 
-_PLAIN = (type(None), bool, int)
+_PLAIN = frozenset({type(None), bool, int})  # they travel as they are
+_Encoder = Callable[[Any, list[bytes], int], Any]  # value, blobs, depth
 
 
 def _encode(value: Any, blobs: list[bytes], depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise ProtocolError(f"a value nested deeper than {MAX_DEPTH} levels cannot be checked")
     if type(value) in _PLAIN:
         return value
-    if type(value) is torch.Tensor:
-        return _encode_tensor(value, blobs)
-    if isinstance(value, str):
-        if len(value) > MAX_HEAD:
-            raise ProtocolError(f"a text of more than {MAX_HEAD >> 20} MB cannot be sent")
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$": "float", "v": repr(float(value))}
+    if depth > MAX_DEPTH:
+        raise ProtocolError(f"a value nested deeper than {MAX_DEPTH} levels cannot be checked")
+    encoder = _ENCODERS.get(type(value)) or _encoder_of_base(value)
+    return encoder(value, blobs, depth + 1)
 
-    def inner(item: Any) -> Any:
-        return _encode(item, blobs, depth + 1)
 
-    if isinstance(value, bytes):
-        blobs.append(bytes(value))
-        return {"$": "bytes", "blob": len(blobs) - 1}
-    if isinstance(value, list):
-        return [inner(item) for item in value]
-    if isinstance(value, tuple):
-        return {"$": "tuple", "v": [inner(item) for item in value]}
-    if isinstance(value, dict):
-        return {"$": "dict", "v": [[inner(k), inner(v)] for k, v in value.items()]}
-    if isinstance(value, torch.Tensor):
-        return _encode_tensor(value, blobs)
-    if isinstance(value, torch.dtype):
-        return {"$": "dtype", "v": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.device):
-        return {"$": "device", "v": str(value)}
-    if isinstance(value, Parameter):
-        parts = [inner(value.data), inner(value.grad), inner(value.grad_before)]
-        return {"$": "parameter", "v": parts}
-    if isinstance(value, Items):
-        return {"$": "items", "v": [inner(item) for item in value.items]}
-    if isinstance(value, Seed):
-        return {"$": "seed", "v": int(value.seed)}
-    if isinstance(value, Callback):
-        return {"$": "callback", "v": int(value.id)}
-    if isinstance(value, Ref):
-        return {"$": "ref", "v": int(value.id)}
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+def _encoder_of_base(value: Any) -> _Encoder:
+    """The encoder of the class that the value's own class descends from."""
+    for kind, encoder in _ENCODERS.items():
+        if isinstance(value, kind):
+            return encoder
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
     raise ProtocolError(
-        f"a value of type {kind} cannot be checked; return tensors and plain values"
+        f"a value of type {name} cannot be checked; return tensors and plain values"
     )
 
 
-def _encode_tensor(tensor: torch.Tensor, blobs: list[bytes]) -> dict[str, Any]:
+def _encode_items(value: Iterable[Any], blobs: list[bytes], depth: int) -> list[Any]:
+    if _PLAIN.issuperset(map(type, value)):  # a shape, ids
+        return list(value)
+    return [_encode(item, blobs, depth) for item in value]
+
+
+def _encode_tuple(value: Iterable[Any], blobs: list[bytes], depth: int) -> dict[str, Any]:
+    return {"$": "tuple", "v": _encode_items(value, blobs, depth)}
+
+
+def _encode_dict(value: dict[Any, Any], blobs: list[bytes], depth: int) -> dict[str, Any]:
+    if _are_weights(value):
+        return _encode_tensors(value, blobs)
+    items = [[_encode(k, blobs, depth), _encode(v, blobs, depth)] for k, v in value.items()]
+    return {"$": "dict", "v": items}
+
+
+def _encode_text(value: str, blobs: list[bytes], depth: int) -> str:
+    if len(value) > MAX_HEAD:
+        raise ProtocolError(f"a text of more than {MAX_HEAD >> 20} MB cannot be sent")
+    return str(value)
+
+
+def _encode_float(value: float, blobs: list[bytes], depth: int) -> Any:
+    number = float(value)
+    return number if math.isfinite(number) else {"$": "float", "v": repr(number)}
+
+
+def _encode_bytes(value: bytes, blobs: list[bytes], depth: int) -> dict[str, Any]:
+    blobs.append(bytes(value))
+    return {"$": "bytes", "blob": len(blobs) - 1}
+
+
+def _encode_parameter(value: Parameter, blobs: list[bytes], depth: int) -> dict[str, Any]:
+    parts = value.data, value.grad, value.grad_before
+    return {"$": "parameter", "v": [_encode(part, blobs, depth) for part in parts]}
+
+
+def _encode_tensor(tensor: torch.Tensor, blobs: list[bytes], depth: int) -> dict[str, Any]:
     name = _NAMES.get(tensor.dtype)
     if name is None:
-        name = str(tensor.dtype).removeprefix("torch.")
-        raise ProtocolError(f"a tensor of dtype {name} cannot be checked")
+        raise ProtocolError(f"a tensor of dtype {_name_of(tensor.dtype)} cannot be checked")
     if tensor.layout is not torch.strided:
         raise ProtocolError(f"a tensor of layout {tensor.layout} cannot be checked")
     data = tensor.detach().cpu()
@@ -163,6 +176,53 @@ def _encode_tensor(tensor: torch.Tensor, blobs: list[bytes]) -> dict[str, Any]:
     return spec
 
 
+def _are_weights(value: dict[Any, Any]) -> bool:
+    """Whether these are contiguous tensors of one type, each with a name."""
+    if {*map(type, value)} != {str} or {*map(type, value.values())} != {torch.Tensor}:
+        return False
+    dtypes = {tensor.dtype for tensor in value.values()}
+    return (
+        len(dtypes) == 1
+        and dtypes.issubset(_PACKED)
+        and all(x.layout is torch.strided and x.is_contiguous() for x in value.values())
+    )
+
+
+def _encode_tensors(value: dict[str, torch.Tensor], blobs: list[bytes]) -> dict[str, Any]:
+    """Weights by name as one string of bytes: most of what travels is such."""
+    arrays = [tensor.detach().cpu().numpy() for tensor in value.values()]
+    blobs.append(b"".join(array.tobytes() for array in arrays))
+    return {
+        "$": "tensors",
+        "dtype": arrays[0].dtype.name,
+        "names": [_encode_text(name, blobs, 0) for name in value],
+        "shapes": [array.shape for array in arrays],
+        "blob": len(blobs) - 1,
+    }
+
+
+_ENCODERS: dict[type, _Encoder] = {
+    torch.Tensor: _encode_tensor,
+    str: _encode_text,
+    list: _encode_items,
+    tuple: _encode_tuple,
+    dict: _encode_dict,
+    float: _encode_float,
+    int: lambda value, blobs, depth: int(value),  # of a class derived from int
+    bytes: _encode_bytes,
+    torch.dtype: lambda value, blobs, depth: {"$": "dtype", "v": _name_of(value)},
+    torch.device: lambda value, blobs, depth: {"$": "device", "v": str(value)},
+    Parameter: _encode_parameter,
+    Items: lambda value, blobs, depth: {
+        "$": "items",
+        "v": _encode_items(value.items, blobs, depth),
+    },
+    Seed: lambda value, blobs, depth: {"$": "seed", "v": int(value.seed)},
+    Callback: lambda value, blobs, depth: {"$": "callback", "v": int(value.id)},
+    Ref: lambda value, blobs, depth: {"$": "ref", "v": int(value.id)},
+}
+
+
 def decode(tree: Any, blobs: Sequence[bytes], resolve: Callable[[Any], Any] | None = None) -> Any:
     """The value that `tree` and `blobs` describe.
 
@@ -172,35 +232,41 @@ def decode(tree: Any, blobs: Sequence[bytes], resolve: Callable[[Any], Any] | No
     return _decode(tree, blobs, resolve, 0)
 
 
-def _decode(tree: Any, blobs: Sequence[bytes], resolve: Any, depth: int) -> Any:
+_Resolve = Callable[[Any], Any] | None
+_AS_IT_IS = _PLAIN | {float, str}
+
+
+def _decode(tree: Any, blobs: Sequence[bytes], resolve: _Resolve, depth: int) -> Any:
+    if type(tree) in _AS_IT_IS:
+        return tree
     if depth > 3 * MAX_DEPTH:
         raise ProtocolError("a reply is nested too deeply")
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return tree
-
-    def inner(item: Any) -> Any:
-        return _decode(item, blobs, resolve, depth + 1)
-
+    depth += 1
     if isinstance(tree, list):
-        return [inner(item) for item in tree]
+        return _decode_items(tree, blobs, resolve, depth)
     try:
         kind = tree["$"]
         if kind == "tensor":
             return _decode_tensor(tree, blobs, keep_strides=resolve is not None)
+        if kind == "tensors":
+            return _decode_tensors(tree, blobs)
         if kind == "bytes":
             return blobs[_index(tree["blob"], blobs)]
         value = tree["v"]
+        if kind == "tuple":
+            return tuple(_decode_items(value, blobs, resolve, depth))
+        if kind == "dict":
+            return {
+                _decode(k, blobs, resolve, depth): _decode(v, blobs, resolve, depth)
+                for k, v in value
+            }
         if kind == "float":
             return float(value)
-        if kind == "tuple":
-            return tuple(inner(item) for item in value)
-        if kind == "dict":
-            return {inner(k): inner(v) for k, v in value}
         if kind == "dtype":
             return DTYPES[value]
         if kind == "device":
             return torch.device(value) if resolve else str(value)
-        marker = _decode_marker(kind, value, inner)
+        marker = _decode_marker(kind, value, blobs, resolve, depth)
     except ProtocolError:
         raise
     except Exception as error:
@@ -208,11 +274,21 @@ def _decode(tree: Any, blobs: Sequence[bytes], resolve: Any, depth: int) -> Any:
     return resolve(marker) if resolve else marker
 
 
-def _decode_marker(kind: str, value: Any, inner: Callable[[Any], Any]) -> Any:
+def _decode_items(
+    items: Iterable[Any], blobs: Sequence[bytes], resolve: _Resolve, depth: int
+) -> list[Any]:
+    if _AS_IT_IS.issuperset(map(type, items)):
+        return list(items)
+    return [_decode(item, blobs, resolve, depth) for item in items]
+
+
+def _decode_marker(
+    kind: str, value: Any, blobs: Sequence[bytes], resolve: _Resolve, depth: int
+) -> Any:
     if kind == "parameter":
-        return Parameter(*(inner(part) for part in value))
+        return Parameter(*_decode_items(value, blobs, resolve, depth))
     if kind == "items":
-        return Items([inner(item) for item in value])
+        return Items(_decode_items(value, blobs, resolve, depth))
     simple = {"seed": Seed, "callback": Callback, "ref": Ref}
     if kind not in simple:
         raise ProtocolError(f"an unknown kind of value, {kind!r}")
@@ -240,6 +316,22 @@ def _decode_tensor(
         strided = torch.empty_strided(shape, spec["strides"], dtype=dtype)
         return strided.copy_(tensor)
     return tensor
+
+
+def _decode_tensors(spec: dict[str, Any], blobs: Sequence[bytes]) -> dict[str, torch.Tensor]:
+    """Tensors by name out of one blob; each has a storage of its own, beside the others'."""
+    dtype = _PACKED[DTYPES[spec["dtype"]]]
+    numbers = np.frombuffer(bytearray(blobs[_index(spec["blob"], blobs)]), dtype)
+    found, start = dict[str, torch.Tensor](), 0
+    for name, shape in zip(spec["names"], spec["shapes"], strict=True):
+        end = start + math.prod(shape)
+        if not isinstance(name, str) or min(shape, default=0) < 0 or end > len(numbers):
+            raise ProtocolError("tensors whose bytes do not fit their shapes")
+        found[name] = torch.from_numpy(numbers[start:end].reshape(shape))
+        start = end
+    if start != len(numbers):
+        raise ProtocolError("tensors whose bytes do not fit their shapes")
+    return found
 
 
 def as_message(value: Any) -> bytes:

@@ -72,6 +72,7 @@ class Worker:
         self.namespace = namespace
         self.call_back = call_back
         self.kept: dict[int, Any] = {}
+        self.watched: list[str] = []  # names of functions whose use is to be noted
         self.origins: list[tuple[Any, Any]] = []  # (marker, the live object made from it)
 
     def resolve(self, marker: Any) -> Any:
@@ -141,7 +142,6 @@ class Worker:
         kwargs: dict[str, Any],
         keep: bool = False,
         after: bool = False,
-        watch: list[str] | None = None,
         sizes: bool = False,
         wrt: list[int | str] | None = None,
         cotangent: Any = None,
@@ -151,7 +151,7 @@ class Worker:
         if wrt is not None:
             args, kwargs = _differentiable(args, kwargs, wrt)
         value, around = None, contextlib.nullcontext() if inside is None else inside
-        names = [] if isinstance(function, type) else watch or []  # what is built computes later
+        names = [] if isinstance(function, type) else self.watched  # what is built computes later
         with around, Watch(names, sizes) as watching:  # `around` may swallow an error
             value = function(*args, **kwargs)
         reply: dict[str, Any] = {"used": sorted(watching.used), "largest": watching.largest}
@@ -248,13 +248,15 @@ class Worker:
 
         return {"value": run_on_fake_device(make, args, kwargs, differentiate)}
 
-    def _op_forget(self) -> dict[str, Any]:
+    def _op_begin(self, watch: list[str]) -> dict[str, Any]:
+        """A case begins: what earlier ones kept is forgotten."""
         self.kept.clear()
+        self.watched = watch
         return {"value": None}
 
 
-def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+def _shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(p.shape) for name, p in module.named_parameters()}
 
 
 def _fit(named: dict[str, torch.nn.Parameter], weights: dict[str, Any]) -> bool:

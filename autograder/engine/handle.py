@@ -107,6 +107,7 @@ class Conversation:
         self.kept = 0  # objects that the worker was told to keep; it numbers them in order
         self.said = 0  # requests; where none was added, nothing can have changed over there
         self._waiting: list[tuple[str, bool, dict[str, Any]]] = []
+        self.later("begin", quiet=True, watch=list(watch))
 
     def ask(self, verb: str, quiet: bool = False, **request: Any) -> dict[str, Any]:
         """Send a request, after those that wait; `quiet` requests leave no step behind."""
@@ -193,7 +194,6 @@ class Handle:
             method=self._method,
             args=self._wire(args),
             kwargs=self._wire(kwargs),
-            watch=list(self._conversation.watch),
             **how,
         )
 

@@ -182,7 +182,7 @@ def _judge(
     line = Line(attempt, exercise)
     result = judge(
         exercise,
-        line.connect,
+        lambda: line,
         hidden=work.hidden,
         secret=work.secret,
         shortcuts=shortcuts_in(source, exercise.forbidden),
@@ -327,12 +327,6 @@ class Line:
         self.attempt, self.seconds = attempt, exercise.seconds
         self.left = EXERCISE_ROUNDS * exercise.seconds
         self.ends: list[Ended] = []
-        self._new = True  # a case begins
-
-    def connect(self) -> Line:
-        """For one case: objects that earlier cases kept are forgotten with its first question."""
-        self._new = True
-        return self
 
     def send(
         self, requests: list[dict[str, Any]], callbacks: Mapping[int, Callable[..., Any]]
@@ -347,11 +341,7 @@ class Line:
             raise Ended(f"took more than {EXERCISE_ROUNDS * self.seconds:g} s in all")
         channel, before = self.attempt.channel(), self.attempt.spent
         try:
-            if not self._new:
-                return self.attempt.ask(channel, requests, self.seconds, callbacks)
-            self._new = False
-            forget = {"op": "forget"}
-            return self.attempt.ask(channel, [forget, *requests], self.seconds, callbacks)[1:]
+            return self.attempt.ask(channel, requests, self.seconds, callbacks)
         except Ended as end:
             self.ends.append(end)
             raise
