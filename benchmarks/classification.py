@@ -14,7 +14,7 @@ anew and leaves the others as they are stored; `rates` and `curve` start from th
     rates     all labels, for every start and method: from scratch, from the small GPT, from the one
               that `further` made; head, last block, all weights, LoRA. On the same batches, some
               with several peak rates, among which the validation texts choose
-    curve     accuracy over the number of labels, all weights trained, at the rates that were chosen
+    curve     the same with fewer labels, all weights trained
     costs     seconds and memory of a step of each method
     optimizers  AdamW in Muon's place, from the small GPT on 2,000 labels
     chinese   the small GPT with its English byte pairs, the same from scratch, and a network of
@@ -22,8 +22,8 @@ anew and leaves the others as they are stored; `rates` and `curve` start from th
     entities  token classification on generated sentences, causal and reading both sides, names
               seen and held out, and a dictionary of the training names
 
-Accuracies are those of the last step on 2,000 test texts, with Wilson's interval; the other
-parts use what `rates` chose. Seconds are processor seconds of one thread.
+Accuracies are those of the last step on 2,000 test texts, with Wilson's interval. Seconds are
+processor seconds of one thread.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ GRID: dict[str, tuple[str, Sequence[float]]] = {
     "films lora": ("adamw", (6e-4, 1.7e-3, 5e-3, 1.5e-2)),
     "films last-block": ("muon", (1.3e-3, 4e-3, 1.2e-2)),
     "films all": ("muon", (4e-3,)),
-    "scratch all": ("adamw", (1e-3, 3e-3)),
+    "scratch all": ("adamw", (3e-4, 1e-3, 3e-3)),
     "plays all": ("muon", (4e-3,)),
 }
-STARTS = ("scratch", "plays", "films")
+# By start, for 2,000 labels and fewer: from the same short trials.
+FEW = {"scratch": ("adamw", 1e-3), "plays": ("muon", 4e-3), "films": ("muon", 4e-3)}
 
 
 class Plan:
@@ -329,12 +330,12 @@ def study_rates(plan: Plan) -> dict[str, Any]:
 
 def study_curve(plan: Plan) -> dict[str, Any]:
     texts, found = load_examples("sentiment"), dict[str, Any]()
-    for name in filter(plan.wants, STARTS):
+    for name in filter(plan.wants, FEW):
         for n in (n for n in EPOCHS if n < ALL):  # all of them are in `rates`
             for seed in plan.seeds:
                 some = replace(texts, train=texts.train[: plan.some(n)])
                 found[f"{name} {n} {seed}"], _ = finetune(
-                    plan, some, start_of(plan, name), EPOCHS[n], chosen(plan, f"{name} all"),
+                    plan, some, start_of(plan, name), EPOCHS[n], FEW[name],
                     scratch=name == "scratch", seed=seed,
                 )  # fmt: skip
                 plan.keep_partial("curve", found)
@@ -342,10 +343,10 @@ def study_curve(plan: Plan) -> dict[str, Any]:
 
 
 def study_optimizers(plan: Plan) -> dict[str, Any]:
-    """AdamW in Muon's place from the small GPT, at the rate that random weights chose for it."""
+    """AdamW in Muon's place from the small GPT, at the rate of random weights."""
     texts, start, n = load_examples("sentiment"), small_gpt(), 2000
     some = replace(texts, train=texts.train[: plan.some(n)])
-    row, trainer = finetune(plan, some, start, EPOCHS.get(n, 1), chosen(plan, "scratch all"))
+    row, trainer = finetune(plan, some, start, EPOCHS.get(n, 1), FEW["scratch"])
     return {"adamw": row | {"spectra": spectra(trainer.model, start.model)}}
 
 
@@ -432,7 +433,7 @@ def study_chinese(plan: Plan) -> dict[str, Any]:
     ):
         if not plan.wants(name):
             continue
-        rate = chosen(plan, f"{'scratch' if scratch else 'plays'} all")
+        rate = FEW["scratch" if scratch else "plays"]
         found[name], _ = finetune(plan, texts, begin, 2, rate, scratch=scratch)
         plan.keep_partial("chinese", found)
     return found

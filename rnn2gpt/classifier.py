@@ -41,7 +41,7 @@ GPT2S = {
     "all": ("adamw", 6.25e-5),
     "lora": ("adamw", 2e-4),
 }
-FROM_SCRATCH = ("adamw", 1e-3)
+FROM_SCRATCH = ("adamw", 3e-4)
 
 Row = tuple[list[int], int]  # a text's ids and the number of its label
 
