@@ -2,7 +2,7 @@
 
     python benchmarks/classification.py    # writes book/_data/classification.json
 
-Some 17 minutes of processor time on one core of a busy AMD EPYC. `--part NAME` measures one part
+Some 25 minutes of processor time on one core of a busy AMD EPYC. `--part NAME` measures one part
 anew and leaves the others as they are stored; `rates` and `curve` start from the model that
 `further` keeps in `--keep`. `rates` also writes the classifier that the page asks,
 `book/_data/models/film-classifier`.
