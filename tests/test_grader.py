@@ -27,7 +27,7 @@ from click.testing import CliRunner
 from autograder.grader import grade as grade_module
 from autograder.grader.batch import failure, run_all
 from autograder.grader.export import show
-from autograder.grader.feedback import as_page
+from autograder.grader.feedback import _prose, as_page
 from autograder.grader.grade import GradingError, Plan, grade
 from autograder.grader.ingest import IngestError, ingest
 from autograder.grader.record import defuse
@@ -523,6 +523,10 @@ def test_of_hidden_cases_only_the_hint_is_published():
     shown = [case for case in row["exercises"][0]["cases"] if not case["visible"]]
     assert shown and all(case["message"] == specs[case["name"]].hint for case in shown)
     assert "further cases pass" in page
+    first = s.assignment().exercises[0].hints[0]
+    assert _prose(first) in page  # only what any code passes holds, so the first hint
+    broken = s.result_of(b"{") | {"student": "x", "assignment": HERE, "notebook": s.NOTEBOOK}
+    assert _prose(first) not in as_page(broken, s.assignment())
     wrong = s.result_of(
         s.solved(**{FIRST: sample_class.mistaken(s.assignment(), FIRST, "transposed")})
     )

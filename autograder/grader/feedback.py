@@ -135,13 +135,16 @@ def _hint(result: dict[str, Any], exercise: Exercise | None) -> str:
     """The hint of the tier that fits: none beside a named mistake, which says more.
 
     An answer that is not written, or of which nothing holds, gets the question; one that holds in
-    part the direction; one that fails only further cases the shape or formula.
+    part the direction; one that fails only further cases the shape or formula. One that was not
+    tried, as in a file that cannot be read, needs another file and no hint.
     """
     if exercise is None or not exercise.hints or result["misconception"]:
         return ""
-    if result["status"] not in ("wrong", "missing"):
+    tried = result["cases"] or exercise.on_files is not None
+    if not tried or result["status"] not in ("wrong", "missing"):
         return ""
-    visible = [case["passed"] for case in result["cases"] if case["visible"]]
+    telling = {spec.title for spec in exercise.cases if spec.visible and not spec.guard}
+    visible = [case["passed"] for case in result["cases"] if case["name"] in telling]
     tier = 2 if visible and all(visible) else 1 if any(visible) else 0
     return exercise.hints[min(tier, len(exercise.hints) - 1)]
 
