@@ -152,11 +152,15 @@ def answers_of(root: Path, assignment: Assignment) -> dict[str, str]:
 
 
 def mistaken(assignment: Assignment, exercise: str, mistake: str) -> str:
-    """A misconception as a student would have written it, under the exercise's own name."""
+    """A misconception as a student would have written it, under the exercise's own name.
+
+    Raises `ValueError` where it leans on what no student has.
+    """
     catalogue = next(e for e in assignment.exercises if e.name == exercise).misconceptions
     wrong = next(m for m in catalogue if m.name == mistake).implementation
     module: types.ModuleType = sys.modules[wrong.__module__]
     tree = ast.parse(inspect.getsource(module))
+    tree.body = [node for node in tree.body if not _is_the_checks(node)]
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             node.decorator_list = [d for d in node.decorator_list if not _declares(d)]
@@ -165,7 +169,34 @@ def mistaken(assignment: Assignment, exercise: str, mistake: str) -> str:
     source = source_behind(name, [ast.unparse(tree)])
     if not source:
         raise ValueError(f"{mistake}, of {exercise}, is no function or class of its own")
+    if absent := _imported_by(source) - {f"rnn2gpt.{name}" for name in assignment.modules}:
+        raise ValueError(f"{mistake}, of {exercise}, imports {', '.join(sorted(absent))}")
     return f"{source}\n\n{exercise} = {name}{'' if named else '()'}\n"
+
+
+_KINDS = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
+
+
+def _is_the_checks(node: ast.stmt) -> bool:
+    """Whether a statement only declares or judges: a case, a loop that names mistakes, a function
+    of a handle, or `name = ASSIGNMENT.exercise(...)`, where the name is the student's own."""
+    if isinstance(node, ast.FunctionDef):
+        taken = {
+            arg.annotation.id for arg in node.args.args if isinstance(arg.annotation, ast.Name)
+        }
+        return node.name == "_" or not taken.isdisjoint(("Handle", "Exercise"))
+    made = node.value if isinstance(node, ast.Assign) else None
+    called = made.func if isinstance(made, ast.Call) else None
+    is_exercise = isinstance(called, ast.Attribute) and called.attr == "exercise"
+    return is_exercise or not isinstance(node, _KINDS)
+
+
+def _imported_by(source: str) -> set[str]:
+    """The modules of ours that a source imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    found |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    return {name for name in found if name.startswith(("autograder.", "rnn2gpt."))}
 
 
 def _declares(decorator: ast.expr) -> bool:

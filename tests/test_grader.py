@@ -540,6 +540,17 @@ def test_of_hidden_cases_only_the_hint_is_published():
     assert first["message"].endswith(f"See “{section}”.") and page.count(section) == 1
 
 
+def test_mistakes_are_written_down_with_what_students_have():
+    made = s.assignment("gpt")
+    source = sample_class.mistaken(made, "GPT", "untied_head")
+    assert "autograder" not in source
+    result = s.result_of(s.solved("gpt", GPT=source), "gpt", only=("GPT",))
+    (found,) = result["exercises"]
+    assert found["misconception"] == "untied_head" and not result["notes"]
+    with pytest.raises(ValueError, match=r"imports rnn2gpt\.transformer"):
+        sample_class.mistaken(s.assignment("transformer"), "DecoderBlock", "masks_swapped")
+
+
 def gradebook(folder: Path):
     from nbgrader.api import Gradebook
 
