@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -57,6 +58,14 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+def chromium() -> str:
+    """Where Chromium is; raises `BrowserMissing` where there is none."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not binary:
+        raise BrowserMissing("chromium is not installed")
+    return binary
+
+
 @contextmanager
 def open_browser() -> Iterator[Any]:
     """A Chromium without a window; raises `BrowserMissing` where there is none."""
@@ -64,12 +73,11 @@ def open_browser() -> Iterator[Any]:
         from selenium import webdriver
     except ImportError:
         raise BrowserMissing("selenium is not installed: pip install selenium") from None
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
     chromedriver = shutil.which("chromedriver")
-    if not (binary and chromedriver):
-        raise BrowserMissing("chromium and chromedriver are not installed")
+    if not chromedriver:
+        raise BrowserMissing("chromedriver is not installed")
     options = webdriver.ChromeOptions()
-    options.binary_location = binary
+    options.binary_location = chromium()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
@@ -105,3 +113,18 @@ def go(browser: Any, address: str) -> None:
     """Open a page and wait until all of it is there."""
     browser.get(address)
     wait(browser, "document.readyState === 'complete'")
+
+
+def print_page(page: Path, target: Path) -> None:
+    """Print the file `page` into the PDF `target`, with an outline: minutes for a book.
+
+    Raises `BrowserMissing` where there is no Chromium.
+    """
+    target.unlink(missing_ok=True)
+    flags = ("--no-pdf-header-footer", "--generate-pdf-document-outline")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [chromium(), *FLAGS, *flags, f"--user-data-dir={profile}"]
+        command += [f"--print-to-pdf={target.resolve()}", page.resolve().as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not target.is_file():
+        raise RuntimeError(f"Chromium did not print {page}: {done.stderr.strip()}")

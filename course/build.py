@@ -21,10 +21,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bs4 import BeautifulSoup
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from course.browser import chromium, print_page
 from course.fingerprint import hash_files
 from course.site.execution import execution_key
 
@@ -110,9 +112,55 @@ def build_site(root: Path, *, fresh: bool = False, console: Console | None = Non
     return BuildReport(str(html), pages, round(time.perf_counter() - started, 1), skipped)
 
 
-def _run_jupyter_book(root: Path, build: Path, *, fresh: bool, console: Console) -> None:
+def on_paper(html: str) -> str:
+    """A page as paper needs it: nothing folded but the kill table, what it shows where there are no
+    scripts, no links to files beside it, and without the reference, which is for looking things up.
+
+    >>> on_paper('<details><a href="a.zip">A</a><a href="#b">B</a></details><script>1</script>')
+    '<details open=""><a>A</a><a href="#b">B</a></details>'
+    """
+    soup = BeautifulSoup(html, "html.parser")
+    for place in soup.select('.toctree-wrapper > span[id^="document-api_"]'):
+        if section := place.find_next_sibling("section"):
+            section.decompose()
+        place.decompose()
+    for script in soup.find_all("script"):
+        script.decompose()
+    for aside in soup.find_all("noscript"):
+        aside.unwrap()
+    for fold in soup.select("details:not(.kill-table)"):
+        fold["open"] = ""
+    for link in soup.find_all("a", href=re.compile(r"^(?!#|https?:|mailto:)")):
+        del link["href"]
+    return str(soup)
+
+
+def print_book(root: Path, *, console: Console | None = None) -> Path:
+    """Print `root/book` into `root/book/_build/pdf/book.pdf`: Jupyter Book's one page of it all.
+
+    As its `pdfhtml` does, with the machine's own Chromium; the page has no scripts, so explorers
+    show their figures. Pages that were executed for the site are not executed again. Raises
+    BuildError as `build_site` does, and BrowserMissing.
+    """
+    chromium()  # missing, it is missed before the work
+    console = console or Console(stderr=True)
+    build = root / "book" / "_build"
+    target = build / "pdf" / "book.pdf"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(build / ".lock"):
+        _run_jupyter_book(root, build, builder="singlehtml", fresh=False, console=console)
+        page = build / "singlehtml" / "paper.html"
+        page.write_text(on_paper(page.with_name("index.html").read_text("utf-8")), "utf-8")
+        with console.status("printing"):
+            print_page(page, target)
+    return target
+
+
+def _run_jupyter_book(
+    root: Path, build: Path, *, builder: str = "html", fresh: bool, console: Console
+) -> None:
     arguments = ["build", "book", "--path-output", "book", "--config", "_config.yml"]
-    arguments += ["-W", "--keep-going", *(["--all"] if fresh else [])]
+    arguments += ["--builder", builder, "-W", "--keep-going", *(["--all"] if fresh else [])]
     program = "from jupyter_book.cli.main import main; main(prog_name='jupyter-book')"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),

@@ -772,3 +772,9 @@ def test_a_figure_holds_what_is_shown_with_its_data(
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not browser.find_elements("css selector", "dialog")
     assert browser.switch_to.active_element == button
+
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    printed = browser.find_elements("css selector", ".on-paper svg rect, .on-paper td")
+    assert len(printed) == 6  # paper shows the figure with its data
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert not browser.find_elements("css selector", ".on-paper")

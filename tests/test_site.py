@@ -19,7 +19,7 @@ from math_core import LatexError
 from pages import Site, view, wait
 
 from course.browser import go
-from course.build import BuildError, build_site, stamp
+from course.build import BuildError, build_site, print_book, stamp
 from course.site.around import site_map
 from course.site.assets import icon_codepoints, icon_names, math_codepoints, without_icons
 from course.site.elements import colab_url, kill_table_html, notebook_facts
@@ -498,7 +498,12 @@ def test_chapters_and_only_chapters_say_how_long_they_take(site: Site) -> None:
         soup = soup_of(site.html / name)
         said = [p.get_text() for p in soup.select("h1 + .reading-time")]
         assert len(said) == bool(re.match(r"\d\d_", name)), name
+        said += [e.get_text() for e in soup.select(".prev-next-title .reading-time")]
         assert all(re.fullmatch(r"About \d?[05] minutes to read", text) for text in said), name
+        chapters = soup.select(".prev-next-area a[href]")
+        assert len(soup.select(".prev-next-title .reading-time")) == sum(
+            bool(re.match(r"\d\d_", str(a["href"]))) for a in chapters
+        ), name
 
 
 @pytest.mark.slow
@@ -627,6 +632,34 @@ def test_print_is_light_and_unfolded_and_leaves_the_screen_as_it_was(
     assert printed == "light" and unfolded >= 2
     browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
     assert browser.execute_script(f"return {state}") == ["dark", 0]
+
+
+@pytest.mark.slow
+def test_without_scripts_a_page_has_its_colors(site: Site, browser: Any) -> None:
+    """The figures that stand in for explorers are drawn in them."""
+    view(browser, 1280)
+    switch = "Emulation.setScriptExecutionDisabled"
+    browser.execute_cdp_cmd(switch, {"value": True})
+    try:
+        browser.get(f"{site.address}/index.html")
+        color = browser.execute_script(
+            "return getComputedStyle(document.querySelector('.explorer rect')).fill"
+        )
+    finally:
+        browser.execute_cdp_cmd(switch, {"value": False})
+    assert color == "rgb(0, 114, 178)"  # --figure-blue of light mode
+
+
+@pytest.mark.slow
+def test_the_book_prints_into_one_file(tiny: Path, browser: Any) -> None:
+    write(tiny, "index", "# One\n\n```{dropdown} Folded\n{download}`references.bib`\n```\n")
+    write(tiny, "second", "# Two\n\nSee {doc}`index`.\n")
+    printed = print_book(tiny)
+    assert printed == tiny / "book" / "_build" / "pdf" / "book.pdf"
+    content = printed.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b", content)) == 2  # each chapter begins a page
+    assert b"file:" not in content  # no link into the folder that it was printed from
 
 
 @pytest.mark.slow

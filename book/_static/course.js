@@ -65,7 +65,8 @@ function reachScrollers() {
 window.addEventListener("load", reachScrollers);
 window.addEventListener("resize", reachScrollers);
 
-// Paper is white and has no fold to click: print in light mode with everything unfolded.
+// Paper is white and has no fold to click: print in light mode with everything unfolded,
+// and of an explorer the figure of what it shows.
 let folded = [];
 let theme = "";
 window.addEventListener("beforeprint", () => {
@@ -73,8 +74,12 @@ window.addEventListener("beforeprint", () => {
   document.documentElement.dataset.theme = "light";
   folded = [...document.querySelectorAll("article details:not([open])")];
   folded.forEach((details) => (details.open = true));
+  for (const root of document.querySelectorAll("[data-explorer]")) {
+    root.insertAdjacentHTML("beforeend", `<div class="on-paper">${root.asFigure?.() ?? ""}</div>`);
+  }
 });
 window.addEventListener("afterprint", () => {
   document.documentElement.dataset.theme = theme;
   folded.forEach((details) => (details.open = false));
+  document.querySelectorAll(".on-paper").forEach((figure) => figure.remove());
 });

@@ -252,6 +252,19 @@ function pictureOf(play, title, extra) {
     tables.push({ caption: heading, head: ["name", "value"], rows: rows.map((r) => [r.name, r.value]) });
   }
 
+  // What the colors of the next drawing mean.
+  function legend(keys) {
+    let x = 0;
+    for (const key of keys) {
+      const color = getComputedStyle(key, "::before").backgroundColor;
+      const name = key.textContent.trim();
+      parts.push(`<rect x="${x}" y="${y + 4}" width="12" height="8" rx="2" fill="${palette.get(color) ?? color}"/>`);
+      parts.push(text(x + 16, y + 12, name));
+      x += 30 + 6.2 * name.length;
+    }
+    y += LINE + 2;
+  }
+
   // Places on a line: each row a name, a dot, a value.
   function dots(box) {
     const rows = [...box.children].map((row) => {
@@ -328,9 +341,12 @@ function pictureOf(play, title, extra) {
   for (const element of play.querySelectorAll(".label, .bars, .rungs, .shaded, .tokens, .answer, svg, table")) {
     if (!shown(element) || element.closest("[data-unshared]")) continue;
     if (element.matches(".label")) {
-      heading = element.textContent.trim();
+      const keys = [...element.querySelectorAll(".key")];
+      heading = keys.reduce((words, key) => words.replace(key.textContent, ""), element.textContent);
+      heading = heading.replace(/\s+/g, " ").trim();
       parts.push(text(0, y + 12, cut(heading, 70), ' font-weight="600"'));
       y += LINE + 2;
+      if (keys.length) legend(keys);
     } else if (element.matches(".bars")) bars(element);
     else if (element.matches(".rungs")) dots(element);
     else if (element.matches(".shaded") && !element.children.length) prose(element);

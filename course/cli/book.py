@@ -16,16 +16,21 @@ from course.cli.models import LANGUAGE_MODELS, data
 
 @main.command()
 @click.option("--all", "fresh", is_flag=True, help="Read every page again.")
+@click.option("--pdf", is_flag=True, help="Print it too, into book/_build/pdf/book.pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def build(fresh: bool, as_json: bool) -> None:
+def build(fresh: bool, pdf: bool, as_json: bool) -> None:
     """Build the site into book/_build/html; does nothing when nothing changed."""
-    from course.build import BuildError, build_site, repository_root
+    from course.browser import BrowserMissing
+    from course.build import BuildError, build_site, print_book, repository_root
 
     try:
         report = build_site(repository_root(), fresh=fresh)
-    except BuildError as error:
+        printed = print_book(repository_root()) if pdf else None
+    except (BrowserMissing, BuildError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(report.to_json() if as_json else report.to_text())
+    if printed:
+        click.echo(f"Printed into {printed}", err=as_json)
 
 
 @main.command()

@@ -186,7 +186,7 @@ def _cut_fonts(static: Path, pages: list[str], cache: Path) -> None:
 
 
 def _finish(app: Sphinx, error: Exception | None) -> None:
-    if error is not None or app.builder.name != "html":
+    if error is not None or app.builder.name not in ("html", "singlehtml"):
         return
     out = Path(app.outdir)
     static, cache = out / "_static", out.parent / ".fonts"

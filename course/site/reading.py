@@ -1,9 +1,10 @@
-"""How long a chapter takes to read, said under its title."""
+"""How long a chapter takes to read, said under its title and where another page leads to it."""
 
 from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -26,5 +27,18 @@ def _say(app: Sphinx, document: nodes.document) -> None:
     section.insert(section.index(title) + 1, nodes.paragraph("", text, classes=["reading-time"]))
 
 
+def _say_beside(
+    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    _, *others = getattr(app.builder, "relations", {}).get(pagename, (None, None, None))
+    for side, other in zip(("prev", "next"), others, strict=True):
+        paragraphs = app.env.get_doctree(other).findall(nodes.paragraph) if other else ()
+        said = next((p.astext() for p in paragraphs if "reading-time" in p["classes"]), None)
+        if said and context.get(side):
+            title = context[side]["title"]
+            context[f"{side}_title"] = f'{title} <span class="reading-time">{said}</span>'
+
+
 def setup(app: Sphinx) -> None:
     app.connect("doctree-read", _say)
+    app.connect("html-page-context", _say_beside)
