@@ -22,7 +22,6 @@ import json
 import operator
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -89,8 +88,8 @@ def measured(work: Callable[[], Any]) -> Cost:
     """Seconds on the wall and of all processors, children that have ended included."""
 
     def used() -> float:
-        own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return sum(usage.ru_utime + usage.ru_stime for usage in own)
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        return sum(sum(process.cpu_times()[:4]) for process in family)  # own, and of ended children
 
     wall, processor = time.monotonic(), used()
     work()
@@ -297,6 +296,7 @@ def _ratios(found: dict[str, Any]) -> dict[str, Any]:
 def scaling(students: int) -> dict[str, Any]:
     """The same class at one worker and at two, and what memory the workers take."""
     found: dict[str, Any] = {"students": students, "load_before": os.getloadavg()[0]}
+    ours(CHAPTER, a_class(CHAPTER, 1, "first"))  # starts the server that workers are forked from
     for jobs in (1, 2):
         files = a_class(CHAPTER, students, f"j{jobs}")
         with Memory() as memory:
