@@ -210,10 +210,11 @@ class Worker:
 
     def _op_load(self, target: torch.nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
         dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-        here = [*target.parameters(), *target.buffers()]
+        named = dict(target.named_parameters())
+        here = [*named.values(), *target.buffers()]
         if len(dtypes) == 1 and {x.dtype for x in here if x.is_floating_point()} != dtypes:
             target.to(dtypes.pop())
-        named = dict(target.named_parameters())
+            named = dict(target.named_parameters())  # a model may make new ones
         if _fit(named, weights):
             with torch.no_grad():
                 for name, parameter in named.items():

@@ -190,7 +190,7 @@ def _judge(
     problem = attempt.problem_of(exercise.name)
     if result.status == "missing" and problem:
         return replace(result, message=problem)
-    return charge(result, names_in(source), earlier)
+    return result if result.status == "right" else charge(result, names_in(source), earlier)
 
 
 class Attempt:
