@@ -13,8 +13,8 @@ count. The loss is the mean over the whole held-out text: every character is pre
 half a window or more before it (`rnn2gpt.training.evaluate`); `context` is the window.
 
 Rates and sizes were chosen beforehand, by short runs on the original text that were judged on the
-last tenth of its training part: nothing was chosen on the text that judges here. The longer runs'
-were not searched at all.
+last tenth of its training part: nothing was chosen on the text that judges here. The longer runs
+were not searched: a run of 6 T was judged so, and the rest of their choices are guesses.
 
 Finished runs are kept in a folder, so a command that was broken off goes on, and the file is
 written after every run: first everyone's first seed, then everyone's second. It holds

@@ -118,7 +118,7 @@ def go(browser: Any, address: str) -> None:
 def print_page(page: Path, target: Path) -> None:
     """Print the file `page` into the PDF `target`, with an outline: minutes for a book.
 
-    Raises `BrowserMissing` where there is no Chromium.
+    Raises `BrowserMissing` where there is no Chromium, `RuntimeError` when it does not print.
     """
     target.unlink(missing_ok=True)
     flags = ("--no-pdf-header-footer", "--generate-pdf-document-outline")

@@ -152,7 +152,10 @@ def print_book(root: Path, *, console: Console | None = None) -> Path:
         page = build / "singlehtml" / "paper.html"
         page.write_text(on_paper(page.with_name("index.html").read_text("utf-8")), "utf-8")
         with console.status("printing"):
-            print_page(page, target)
+            try:
+                print_page(page, target)
+            except RuntimeError as error:
+                raise BuildError(str(error)) from None
     return target
 
 

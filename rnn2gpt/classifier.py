@@ -25,8 +25,8 @@ from rnn2gpt.sentiment import Example, LabeledTexts
 from rnn2gpt.tokenizer import BPETokenizer
 from rnn2gpt.training import Trainer, TrainingConfig
 
-# Optimizer and peak rate by method, as `benchmarks/classification.py` chose them. The course's GPT
-# was trained with Muon, and whole matrices go on with it.
+# Optimizer and peak rate by method, those of `benchmarks/classification.py`, which says what chose
+# them. The course's GPT was trained with Muon, and whole matrices go on with it.
 OURS = {
     "head": ("adamw", 1e-2),
     "last-block": ("muon", 4e-3),

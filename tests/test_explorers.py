@@ -281,6 +281,25 @@ def test_memory_shows_the_same_before_and_after_its_networks_are_loaded(
         assert "unit 5:" in found(browser, ".chart")[0].text
 
 
+def test_networks_that_do_not_load_leave_a_button_to_try_again(
+    root: Path, tmp_path: Path, browser: Any, reading: Any
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    folder = lab(root, tmp_path, "lstm_memory", reading)
+    network = folder / "_static" / "models" / "lstm.safetensors"
+    network.rename(network.with_suffix(".away"))
+    with served(folder) as address:
+        browser.get(f"{address}/page.html")
+        button = found(browser, ".load button")[0]
+        button.send_keys(Keys.ENTER)
+        wait(browser, "document.querySelector('.reading').textContent.includes('did not load')")
+        assert "python -m http.server" in texts(browser, ".reading")[0] and button.is_enabled()
+        network.with_suffix(".away").rename(network)
+        button.send_keys(Keys.ENTER)
+        wait(browser, "document.querySelector('.live:not([hidden])')")
+
+
 def test_memory_clips_all_lags_alike_and_shows_an_explosion(
     root: Path, tmp_path: Path, browser: Any, reading: Any
 ) -> None:

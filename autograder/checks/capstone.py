@@ -1196,8 +1196,8 @@ class AnythingGoes(Packer):
 # --- entry --------------------------------------------------------------------------------------
 
 # Nats per character on the held-out text, and what they mean; what counting the training part
-# reaches is rounded down. A model of the notebook's size passes
-# the last one after some ten seconds on one core.
+# reaches is rounded down. A model of the notebook's size passes the last one after some ten seconds
+# on one core.
 TIERS = (
     (math.log(64), "is better than an even guess among 64 characters"),
     (3.36, "is better than counting characters"),

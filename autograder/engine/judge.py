@@ -6,7 +6,7 @@ Everything here runs on the check's side. What comes back from the student's sid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autograder.child.protocol import ProtocolError
@@ -56,17 +56,14 @@ class ExerciseResult:
 
 @dataclass
 class _Run:
-    """What running one case showed: `asked`, which tells about `spec`."""
+    """What running one case showed."""
 
     spec: CaseSpec
-    asked: CaseSpec
     passed: bool
     message: str
     steps: list[Step]
-    used: set[str] = field(default_factory=set)  # forbidden functions that were seen at work
     mistake: str | None = None
     missing: bool = False
-    ended: bool = False
 
 
 def judge(
@@ -82,10 +79,15 @@ def judge(
     `hidden` adds the cases that only the grader runs, on inputs drawn from `secret`. `shortcuts`
     are forbidden names that a scan of the source found.
     """
-    runs = _runs(exercise, connect, hidden, secret)
-    if any(run.missing for run in runs):
-        return _missing(exercise, runs)
-    used = set(shortcuts).union(*(run.used for run in runs))
+    used: set[str] = set(shortcuts)
+    runs: list[_Run] = []
+    for spec in exercise.cases:
+        if spec.visible or hidden:
+            run, seen = _run(exercise, spec, connect, secret)
+            runs.append(run)
+            used |= seen
+            if run.missing:
+                return _missing(exercise, runs)
     results = [_result(run) for run in runs]
     if used:
         return ExerciseResult(
@@ -108,38 +110,12 @@ def judge(
     )
 
 
-def _runs(
-    exercise: Exercise, connect: Callable[[], Transport], hidden: bool, secret: bytes
-) -> list[_Run]:
-    """Every case, in the order declared; what the first finds missing ends the rest.
-
-    Shown cases that are repeated on secret inputs are put off, all but the first. If everything
-    else passes, what holds on inputs that nobody could know holds on those shown; if anything
-    fails, they run too, for what they tell. Where the object ended its process, each fares as its
-    repetition did.
-    """
-    asked = [spec for spec in exercise.cases if spec.visible or hidden]
-    put_off = [spec for spec in asked[1:] if spec.again] if hidden else []
-    found = dict[str, _Run]()
-    for spec in asked:
-        if spec not in put_off:
-            run = found[spec.title] = _run(exercise, spec, connect, secret)
-            if run.missing:
-                return list(found.values())
-    settled = all(run.passed for run in found.values()) or any(run.ended for run in found.values())
-    for spec in put_off:
-        assert spec.again is not None
-        again = replace(found[spec.again.title], spec=spec)
-        found[spec.title] = again if settled else _run(exercise, spec, connect, secret)
-    return [found[spec.title] for spec in asked]
-
-
 def _run(
     exercise: Exercise, spec: CaseSpec, connect: Callable[[], Transport], secret: bytes
-) -> _Run:
+) -> tuple[_Run, set[str]]:
     conversation = Conversation(connect(), exercise.forbidden)
     handle = Handle(conversation, exercise.name)
-    run = _Run(spec, spec, False, "", conversation.steps, conversation.used)
+    run = _Run(spec, False, "", conversation.steps)
     try:
         spec.run(handle, Rng(seed_for(exercise, spec, secret)))
         conversation.settle()
@@ -151,13 +127,13 @@ def _run(
     except StudentError as error:
         run.message = _raised(exercise, error)
     except Ended as end:
-        run.message, run.ended = f"`{exercise.name}` {end}.", True
+        run.message = f"`{exercise.name}` {end}."
     except ProtocolError as error:
         run.message = f"`{exercise.name}` broke the connection to the check: {error}."
     except Exception as error:
         # The case itself tripped over what came back: a tuple of the wrong length, say.
         run.message = f"the result does not have the form asked for ({error})."
-    return run
+    return run, conversation.used
 
 
 def _raised(exercise: Exercise, error: StudentError) -> str:
@@ -167,7 +143,7 @@ def _raised(exercise: Exercise, error: StudentError) -> str:
 
 def _missing(exercise: Exercise, runs: list[_Run]) -> ExerciseResult:
     results = [_result(run) for run in runs]
-    message = next(run.message for run in runs if run.missing)
+    message = runs[-1].message
     return ExerciseResult(exercise.name, 0.0, exercise.points, "missing", message, cases=results)
 
 
@@ -237,17 +213,17 @@ def _replay(exercise: Exercise, wrong: Misconception, spec: CaseSpec, secret: by
     key = (wrong.name, spec.title, secret)
     if key not in exercise.replays:
         namespace = {exercise.name: wrong.implementation}
-        exercise.replays[key] = _run(exercise, spec, lambda: Local(namespace), secret)
+        exercise.replays[key] = _run(exercise, spec, lambda: Local(namespace), secret)[0]
     return exercise.replays[key]
 
 
 def _fails_any(exercise: Exercise, wrong: Misconception, passed: list[_Run], secret: bytes) -> bool:
-    return any(not _replay(exercise, wrong, run.asked, secret).passed for run in passed)
+    return any(not _replay(exercise, wrong, run.spec, secret).passed for run in passed)
 
 
 def _behaves_alike(exercise: Exercise, wrong: Misconception, run: _Run, secret: bytes) -> bool:
     """Whether the wrong implementation, asked the same questions, gives the same answers."""
-    replay = _replay(exercise, wrong, run.asked, secret)
+    replay = _replay(exercise, wrong, run.spec, secret)
     pairs = list(zip(replay.steps, run.steps, strict=False))
     if len(replay.steps) != len(run.steps) or any(
         mine.verb != theirs.verb or mine.error != theirs.error for mine, theirs in pairs

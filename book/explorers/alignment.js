@@ -235,21 +235,10 @@ explorer("alignment", (root, data) => {
     draw();
   }
 
-  $(".load button").addEventListener("click", async ({ target }) => {
-    target.disabled = true;
-    const names = ["numbers", "dates"];
-    const both = (task) => Promise.all(["", "-plain"].map((tail) =>
-      loadModel(Translator, asset(`models/${task}-seq2seq${tail}.safetensors`))));
-    try {
-      const loaded = await Promise.all(names.map(both));
-      networks = Object.fromEntries(names.map((task, i) => [task, loaded[i]]));
-    } catch (error) {
-      target.disabled = false;
-      $(".reading").textContent = `The networks did not load (${error.message}). ${CANNOT_LOAD}`;
-      return;
-    }
-    $(".load").hidden = true;
-    $(".live").hidden = false;
+  const both = async (task) => [task, await Promise.all(["", "-plain"].map((tail) =>
+    loadModel(Translator, asset(`models/${task}-seq2seq${tail}.safetensors`))))];
+  loadOnRequest(root, "The networks", () => Promise.all(["numbers", "dates"].map(both)), (loaded) => {
+    networks = Object.fromEntries(loaded);
     select.options[data.items.length].hidden = false;
     root.dispatchEvent(new Event("ready")); // an address may bring a text of its own
     rewrite();

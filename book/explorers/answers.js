@@ -86,21 +86,10 @@ explorer("answers", (root, data) => {
   data.examples.forEach(({ prompt }, i) => select.add(new Option(prompt, i)));
   select.addEventListener("change", show);
   $(".live button").addEventListener("click", ask);
-  $(".load button").addEventListener("click", async () => {
-    const button = $(".load button");
-    button.disabled = true;
-    try {
-      const names = ["small-gpt", "small-instruct"];
-      models = await Promise.all(names.map((name) => loadModel(GPT, asset(`models/${name}.safetensors`))));
-    } catch (error) {
-      button.disabled = false;
-      $(".reading").textContent =
-        `The models did not load (${error.message}). From a folder a browser may not read them: ` +
-        "serve the site, for instance with python -m http.server.";
-      return;
-    }
-    $(".load").hidden = true;
-    $(".live").hidden = false;
+  const both = () => Promise.all(
+    ["small-gpt", "small-instruct"].map((name) => loadModel(GPT, asset(`models/${name}.safetensors`))));
+  loadOnRequest(root, "The models", both, (loaded) => {
+    models = loaded;
     ask();
     text.focus();
   });

@@ -281,17 +281,10 @@ explorer("generation", (root, data) => {
     draw();
   }
 
-  $(".load button").addEventListener("click", async ({ target }) => {
-    target.disabled = true;
-    try {
-      gpt = await loadModel(GPT, asset("models/small-gpt.safetensors"));
-    } catch (error) {
-      target.disabled = false;
-      reading.textContent = `The model did not load (${error.message}). ${CANNOT_LOAD}`;
-      return;
-    }
-    for (const gone of [".load", ".beginning", ".ten"]) $(gone).hidden = true;
-    root.querySelectorAll(".live").forEach((part) => (part.hidden = false));
+  const fetched = () => loadModel(GPT, asset("models/small-gpt.safetensors"));
+  loadOnRequest(root, "The model", fetched, (model) => {
+    gpt = model;
+    for (const gone of [".beginning", ".ten"]) $(gone).hidden = true;
     text.value = data.prompts[Number(select.value)].text;
     root.dispatchEvent(new Event("ready")); // an address may bring a text of its own
     retell();

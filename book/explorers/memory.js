@@ -248,18 +248,10 @@ function memoryLab(root, data, { start, bet }) {
     draw();
   }
 
-  $(".load button").addEventListener("click", async ({ target }) => {
-    target.disabled = true;
-    try {
-      networks = await Promise.all(
-        ["rnn", "lstm"].map((name) => loadModel(CharNetwork, asset(`models/${name}.safetensors`))));
-    } catch (error) {
-      target.disabled = false;
-      $(".reading").textContent = `The networks did not load (${error.message}). ${CANNOT_LOAD}`;
-      return;
-    }
-    $(".load").hidden = true;
-    $(".live").hidden = false;
+  const both = () => Promise.all(
+    ["rnn", "lstm"].map((name) => loadModel(CharNetwork, asset(`models/${name}.safetensors`))));
+  loadOnRequest(root, "The networks", both, (loaded) => {
+    networks = loaded;
     root.dispatchEvent(new Event("ready")); // an address may bring a state of its own
     think();
     text.focus();

@@ -184,20 +184,9 @@ explorer("microscope", (root, data) => {
     $(".reading").textContent = reading();
   }
 
-  $(".load button").addEventListener("click", async () => {
-    const button = $(".load button");
-    button.disabled = true;
-    try {
-      gpt = await loadModel(GPT, asset("models/small-gpt.safetensors"));
-    } catch (error) {
-      button.disabled = false;
-      $(".reading").textContent =
-        `The model did not load (${error.message}). ${CANNOT_LOAD}`;
-      return;
-    }
-    loaded.ours = gpt;
-    $(".load").hidden = true;
-    live.hidden = false;
+  const fetched = () => loadModel(GPT, asset("models/small-gpt.safetensors"));
+  loadOnRequest(root, "The model", fetched, (model) => {
+    gpt = loaded.ours = model;
     text.value = data.text;
     choices();
     [layer.value, head.value] = [data.layer, data.head];

@@ -94,5 +94,24 @@ function loadModel(Network, url) {
   return models.get(url);
 }
 
-const CANNOT_LOAD =
-  "From a folder a browser may not read it: serve the site, for instance with python -m http.server.";
+// Have an explorer's button fetch its networks: what `load` promises goes to `use`, and what is live
+// takes the button's place.
+function loadOnRequest(root, what, load, use) {
+  const box = root.querySelector(".load");
+  const button = box.querySelector("button");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    let loaded;
+    try {
+      loaded = await load();
+    } catch (error) {
+      button.disabled = false;
+      root.querySelector(".reading").textContent = `${what} did not load (${error.message}). From a folder a ` +
+        "browser may not read models: serve the site, for instance with python -m http.server.";
+      return;
+    }
+    box.hidden = true;
+    root.querySelectorAll(".live").forEach((part) => (part.hidden = false));
+    use(loaded);
+  });
+}
