@@ -55,8 +55,8 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None]:
         """What the queries read from the values, and each head's weights.
 
-        `mask` broadcasts to (B, H, T, S), True = may attend. Without `need_weights` the
-        faster way is taken and the weights are None. `keep` takes the new keys and values and returns all
+        `mask` broadcasts to (B, H, T, S), True = may attend. Without `need_weights` the faster way
+        is taken and the weights are None. `keep` takes the new keys and values and returns all
         those to read: a cache's `update` (chapter 11).
         """
         q = split_heads(self.W_q(query), self.n_heads)  # (B, H, T, D/H)
